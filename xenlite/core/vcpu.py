@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One virtual CPU: what the guest registered, and what it is doing.
+
+The CPU's own registers live in the domain's engine while the vCPU is current there, and in
+``context`` otherwise.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from xenlite.core.domain import Domain
+    from xenlite.machine.cpu import Context
+
+TRAIL = 64  # remembered hypercalls; a power of two, so the index is a mask
+
+
+class VcpuState(Enum):
+    """Whether the scheduler may enter this vCPU."""
+
+    DOWN = "down"
+    RUNNABLE = "runnable"
+    BLOCKED = "blocked"
+
+
+class TrapGate(NamedTuple):
+    """One registered trap handler (public/arch-x86/xen.h, trap_info)."""
+
+    dpl: int
+    cs: int
+    address: int
+    masks_events: bool
+    pushes_address: bool  # xenlite's addition, see docs/architecture.md
+
+
+class Callback(NamedTuple):
+    """A code address in ring 1 (public/callback.h); ``masks_events`` for failsafe."""
+
+    cs: int
+    address: int
+    masks_events: bool = False
+
+
+class Vcpu:
+    """State of one vCPU; created DOWN."""
+
+    __slots__ = (
+        "context",
+        "cr3_mfn",
+        "ctrl_cr4",
+        "domain",
+        "event_callback",
+        "failsafe_callback",
+        "gdt_entries",
+        "gdt_frames",
+        "id",
+        "info_maddr",
+        "kernel_sp",
+        "kernel_ss",
+        "ldt_base",
+        "ldt_entries",
+        "ldt_frames",
+        "results",
+        "state",
+        "trail",
+        "trail_next",
+        "traps",
+        "upcall_index",
+    )
+
+    def __init__(self, domain: Domain, vcpu_id: int, info_maddr: int) -> None:
+        self.domain = domain
+        self.id = vcpu_id
+        self.state = VcpuState.DOWN
+        self.context: Context | None = None
+        self.info_maddr = info_maddr
+        # evtchn_upcall_pending and _mask are neighbouring bytes: one 16-bit read sees both.
+        self.upcall_index = info_maddr >> 1
+        self.kernel_ss = 0
+        self.kernel_sp = 0
+        self.traps: list[TrapGate | None] = [None] * 256
+        self.event_callback: Callback | None = None
+        self.failsafe_callback: Callback | None = None
+        self.cr3_mfn: int | None = None  # the L3 frame that this vCPU holds a type reference on
+        self.ctrl_cr4 = 0
+        self.gdt_frames: tuple[int, ...] = ()
+        self.gdt_entries = 0
+        self.ldt_base = 0
+        self.ldt_entries = 0
+        self.ldt_frames: dict[int, int] = {}  # LDT page number -> mfn held as segdesc
+        # Register tuples (eax, ecx, edx, ebx, esp, ebp, esi, edi) of the last hypercalls.
+        self.trail: list[tuple[int, ...] | None] = [None] * TRAIL
+        self.results: list[int | None] = [None] * TRAIL
+        self.trail_next = 0

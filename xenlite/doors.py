@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The two doors into the hypervisor, as types only.
+
+``Link`` is for backends (what Xen gives a driver domain by grant tables and event channels).
+``Control`` is for a toolstack (what Xen gives it by domctl). Every call is checked: an object of
+either kind belongs to one domid, and acts with that domain's rights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class VcpuContext:
+    """The registers a vCPU starts with (public/arch-x86/xen.h, vcpu_guest_context).
+
+    Everything not named here starts as zero; data selectors are ``ss``.
+    """
+
+    eip: int
+    esp: int
+    esi: int
+    cs: int
+    ss: int
+    cr3_mfn: int
+
+
+class RunState(Enum):
+    """What one domain is doing, as ``xl list`` tells it."""
+
+    RUNNING = "r"
+    BLOCKED = "b"
+    PAUSED = "p"
+    SHUTDOWN = "s"
+    CRASHED = "c"
+    DYING = "d"
+
+
+@dataclass(frozen=True, slots=True)
+class DomainInfo:
+    """One domain as its toolstack sees it; page counts in 4 KiB pages."""
+
+    domid: int
+    name: str
+    state: RunState
+    shutdown_reason: int | None
+    pages: int
+    max_pages: int
+    shared_info_mfn: int
+    vcpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class HypercallRecord:
+    """One remembered hypercall; ``result`` is None while it has not returned."""
+
+    number: int
+    arguments: tuple[int, int, int, int, int]
+    result: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CrashRecord:
+    """Why and where a domain died: registers by name, in hexadecimal when shown."""
+
+    domid: int
+    vcpu: int
+    rule: str
+    detail: str
+    registers: dict[str, int]
+    hypercalls: tuple[HypercallRecord, ...]
+
+
+class GrantMapping(Protocol):
+    """One granted page, mapped by a backend. Offsets and sizes in bytes, within the page."""
+
+    domid: int
+    writable: bool
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Copy bytes out of the page."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Copy bytes into the page; translated code of the guest stays right."""
+
+    def read_u32(self, offset: int) -> int:
+        """Read one aligned little-endian word (a ring index)."""
+
+    def write_u32(self, offset: int, value: int) -> None:
+        """Write one aligned little-endian word (a ring index)."""
+
+
+class Link(Protocol):
+    """What a backend may do, as domain ``domid``. Every method raises ``Refused``."""
+
+    domid: int
+
+    def map_grant(self, granter: int, ref: int, *, writable: bool) -> GrantMapping:
+        """Map the page that ``granter`` offers to this domain under ``ref``."""
+
+    def unmap_grant(self, mapping: GrantMapping) -> None:
+        """Give the page back; the mapping may not be used again."""
+
+    def bind_interdomain(self, remote: int, remote_port: int) -> int:
+        """Join ``remote``'s unbound port; return the local port."""
+
+    def close(self, port: int) -> None:
+        """Close a local port."""
+
+    def notify(self, port: int) -> None:
+        """Send an event through a local port."""
+
+    def on_event(self, port: int, handler: Callable[[], None]) -> None:
+        """Run ``handler`` outside any trap each time ``port`` has become pending."""
+
+    def defer(self, work: Callable[[], None]) -> None:
+        """Run ``work`` once, soon, outside any trap. Callable from any thread."""
+
+
+class Control(Protocol):
+    """What a toolstack may do. Every method raises ``Refused``."""
+
+    def create_domain(
+        self, name: str, *, max_pages: int, max_vcpus: int, domid: int | None = None
+    ) -> int:
+        """Make an empty, paused domain; return its domid."""
+
+    def destroy_domain(self, domid: int) -> None:
+        """Take a domain apart, whatever its state; its frames come back scrubbed."""
+
+    def info(self, domid: int) -> DomainInfo:
+        """Tell the state of one domain."""
+
+    def domains(self) -> list[int]:
+        """List the domids that exist, Dom0 included."""
+
+    def populate(self, domid: int, pages: int) -> list[int]:
+        """Give a domain frames; return their mfns in pfn order, scattered on purpose."""
+
+    def set_m2p(self, domid: int, mfn: int, pfn: int) -> None:
+        """Record which pfn the domain calls ``mfn``."""
+
+    def read_frame(self, domid: int, mfn: int, offset: int, size: int) -> bytes:
+        """Read inside one frame of the domain; sizes in bytes."""
+
+    def write_frame(self, domid: int, mfn: int, offset: int, data: bytes) -> None:
+        """Write inside one frame of the domain that is not a page or descriptor table."""
+
+    def pin_l3(self, domid: int, mfn: int) -> None:
+        """Validate and pin a top-level page table, as the guest's own pin would."""
+
+    def set_vcpu_context(self, domid: int, vcpu: int, context: VcpuContext) -> None:
+        """Load the start registers of a vCPU that has never run, and bring it up."""
+
+    def registers(self, domid: int, vcpu: int) -> dict[str, int]:
+        """Read the registers of a vCPU that is not running."""
+
+    def translate(self, domid: int, vcpu: int, vaddr: int) -> int | None:
+        """Walk the vCPU's page tables: the machine address, or None where not present."""
+
+    def read_virtual(self, domid: int, vcpu: int, vaddr: int, size: int) -> bytes:
+        """Read guest memory as far as it is mapped (shorter than ``size`` where it ends)."""
+
+    def alloc_unbound(self, domid: int, remote: int) -> int:
+        """Allocate a port of ``domid`` that ``remote`` may bind; return it."""
+
+    def seed_grant(self, domid: int, ref: int, mfn: int, to: int) -> None:
+        """Write grant entry ``ref``: ``to`` may map ``mfn`` of ``domid`` read-write."""
+
+    def pause(self, domid: int) -> None:
+        """Stop scheduling a domain."""
+
+    def unpause(self, domid: int) -> None:
+        """Let a domain run."""
+
+    def crash_record(self, domid: int) -> CrashRecord | None:
+        """Tell why a domain crashed, if it did."""
+
+    def audit(self) -> list[str]:
+        """Recompute every count and mapping from scratch; return what differs."""

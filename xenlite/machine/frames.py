@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The frame table: who owns each machine frame, and what it may be used for.
+
+One column per fact, indexed by mfn::
+
+    owner       domid, DOMID_XEN for the hypervisor's own, DOMID_INVALID for free frames
+    kind        the frame's one type at this moment (FrameType)
+    type_count  uses that rely on that type: page-table entries, pins, CR3s, GDT and LDT slots
+    refs        all references: those above, read-only mappings, 1 for being allocated, and
+                those that the hypervisor holds
+    pinned      frames whose type a guest has pinned (a set)
+
+Invariants (``core/audit.py`` recomputes them from the page tables):
+
+1. ``kind`` is NONE exactly when ``type_count`` is 0; it changes only then.
+2. A frame is free exactly when ``refs`` is 0; it is scrubbed, and no engine can still write it,
+   before anyone gets it again.
+3. ``type_count <= refs``; counts are Python integers and cannot overflow.
+
+Ownership: ``core/paging.py`` alone gives and takes the page-table and descriptor types.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from enum import IntEnum
+from math import gcd
+from typing import TYPE_CHECKING, Final
+
+from xenlite.abi.x86_32p import DOMID_INVALID, DOMID_XEN, EBUSY, EINVAL, ENOMEM
+from xenlite.errors import Refused
+from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
+from xenlite.machine.tlb import StaleTlbs
+
+if TYPE_CHECKING:
+    from xenlite.machine.memory import MachineMemory
+
+INVALID_M2P_ENTRY: Final = 0xFFFFFFFF
+
+
+class FrameType(IntEnum):
+    """What a frame is used as; Xen's PGT_* types under PAE."""
+
+    NONE = 0
+    L1 = 1
+    L2 = 2
+    L2XEN = 3  # the L2 of the top gigabyte, which holds the hypervisor's hole
+    L3 = 4
+    SEGDESC = 5
+    WRITABLE = 6
+
+
+# Plain integers for the paths that compare them on every trap.
+NONE: Final = int(FrameType.NONE)
+WRITABLE: Final = int(FrameType.WRITABLE)
+
+
+class FrameTable:
+    """The frame table, the free list and the M2P of one machine."""
+
+    def __init__(self, memory: MachineMemory) -> None:
+        self.memory = memory
+        count = memory.nr_frames
+        self.nr_frames = count
+        self.owner = array("H", [DOMID_INVALID]) * count
+        self.kind = bytearray(count)
+        self.type_count = [0] * count
+        self.refs = [0] * count
+        self.pinned: set[int] = set()
+        self.owned: dict[int, set[int]] = {}
+        self.stale_tlbs = StaleTlbs()
+        self._recycled: list[int] = []
+        self._never_used = _scattered(count)
+        self._reserve_m2p()
+
+    # -- allocation ---------------------------------------------------------------------------
+
+    def allocate(self, domid: int, count: int) -> list[int]:
+        """Give ``domid`` that many zeroed frames, one reference each; count them as its pages.
+
+        Frames come scattered and out of order, so that code which confuses mfn and pfn fails at
+        once. Raises Refused(ENOMEM) and takes nothing where the machine has too few.
+        """
+        mfns = self._take(domid, count)
+        self.owned.setdefault(domid, set()).update(mfns)
+        return mfns
+
+    def allocate_uncounted(self, domid: int) -> int:
+        """Allocate a frame that is not one of the domain's pages (shared_info, grant frames)."""
+        return self._take(domid, 1)[0]
+
+    def allocate_xen(self) -> int:
+        """Allocate a frame for the hypervisor's own use."""
+        return self._take(DOMID_XEN, 1)[0]
+
+    def pages_of(self, domid: int) -> set[int]:
+        """Return the frames that count as the domain's pages."""
+        return self.owned.get(domid, set())
+
+    def _take(self, domid: int, count: int) -> list[int]:
+        mfns = []
+        while len(mfns) < count:
+            if self._recycled:
+                mfns.append(self._recycled.pop())
+                continue
+            fresh = next(self._never_used, None)
+            if fresh is None:
+                self._recycled.extend(mfns)
+                raise Refused(ENOMEM, "frames.machine-memory-exhausted", count)
+            if self.owner[fresh] == DOMID_INVALID:
+                mfns.append(fresh)
+        for mfn in mfns:
+            self.owner[mfn] = domid
+            self.refs[mfn] = 1
+        return mfns
+
+    def _free(self, mfn: int) -> None:
+        assert self.type_count[mfn] == 0, f"mfn {mfn:#x} freed while typed"
+        self.stale_tlbs.flush()
+        owned = self.owned.get(self.owner[mfn])
+        if owned is not None:
+            owned.discard(mfn)
+        self.owner[mfn] = DOMID_INVALID
+        self.m2p[mfn] = INVALID_M2P_ENTRY
+        self.memory.release(mfn)
+        self.memory.scrub(mfn)
+        self._recycled.append(mfn)
+
+    def _reserve_m2p(self) -> None:
+        pages = -(-self.nr_frames * 4 // PAGE_SIZE)
+        for mfn in range(pages):
+            self.owner[mfn] = DOMID_XEN
+            self.refs[mfn] = 1
+        self.m2p_frames = range(pages)
+        size = pages << PAGE_SHIFT
+        self.memory.m8[:size] = b"\xff" * size
+        self.m2p = self.memory.m32[: self.nr_frames]
+
+    # -- references ---------------------------------------------------------------------------
+
+    def is_owned(self, mfn: int, domid: int) -> bool:
+        """Tell whether ``mfn`` exists and belongs to ``domid``."""
+        return 0 <= mfn < self.nr_frames and self.owner[mfn] == domid
+
+    def get_page(self, mfn: int, domid: int, errno: int = EINVAL) -> None:
+        """Take one general reference on a frame of ``domid``."""
+        if not self.is_owned(mfn, domid):
+            raise Refused(errno, "frames.not-owned", mfn)
+        self.refs[mfn] += 1
+
+    def put_page(self, mfn: int) -> None:
+        """Drop one general reference; the last one frees the frame."""
+        left = self.refs[mfn] - 1
+        assert left >= 0, f"mfn {mfn:#x} dropped below zero"
+        self.refs[mfn] = left
+        if not left:
+            self._free(mfn)
+
+    def get_writable(self, mfn: int, domid: int, errno: int = EBUSY) -> None:
+        """Take a general and a writable reference on a frame of ``domid``."""
+        if not self.is_owned(mfn, domid):
+            raise Refused(errno, "frames.not-owned", mfn)
+        if self.kind[mfn] != WRITABLE:
+            if self.type_count[mfn]:
+                raise Refused(errno, "paging.writable-page-table", mfn)
+            self.kind[mfn] = WRITABLE
+        self.type_count[mfn] += 1
+        self.refs[mfn] += 1
+
+    def put_writable(self, mfn: int) -> None:
+        """Drop a general and a writable reference."""
+        assert self.kind[mfn] == WRITABLE, f"mfn {mfn:#x} is not writable"
+        self.drop_type(mfn)
+        self.put_page(mfn)
+
+    def drop_type(self, mfn: int) -> int:
+        """Drop one type reference; return how many are left (at 0 the frame has no type)."""
+        left = self.type_count[mfn] - 1
+        assert left >= 0, f"mfn {mfn:#x} untyped below zero"
+        self.type_count[mfn] = left
+        if not left:
+            self.kind[mfn] = NONE
+        return left
+
+
+def _scattered(count: int) -> Iterator[int]:
+    """Yield every frame number once, neighbours far apart, without a shuffled list in memory."""
+    stride = int(count * 0.618033988) | 1
+    while gcd(stride, count) != 1:
+        stride += 2
+    return ((n * stride + count // 3) % count for n in range(count))

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One computer: its memory, the frame table over it, and its clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from xenlite.machine.clock import Clock
+    from xenlite.machine.frames import FrameTable
+    from xenlite.machine.memory import MachineMemory
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What every domain shares."""
+
+    memory: MachineMemory
+    frames: FrameTable
+    clock: Clock
