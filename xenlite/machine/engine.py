@@ -41,7 +41,7 @@ class Engine(Protocol):
     def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Load one segment register with its hidden parts."""
 
-    def set_task_switched(self, on: bool) -> None:  # noqa: FBT001 - the bit's value itself
+    def set_task_switched(self, on: bool) -> None:
         """Set CR0.TS, so that the next FPU instruction raises #NM, or clear it."""
 
     def set_gdt(self, base: int, limit: int) -> None:
@@ -86,7 +86,7 @@ class NullEngine:
     def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Do nothing: no segment is used."""
 
-    def set_task_switched(self, on: bool) -> None:  # noqa: FBT001 - the bit's value itself
+    def set_task_switched(self, on: bool) -> None:
         """Do nothing: there is no FPU."""
 
     def set_gdt(self, base: int, limit: int) -> None:

@@ -1,0 +1,474 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Direct paging: the guest's own page tables, made safe by validating every entry.
+
+The structure, each arrow a counted reference (a type and a general one)::
+
+    CR3, pin -> L3 -> entries 0..2 -> L2    -> L1 -> pages: a general reference, and where
+                   -> entry 3      -> L2XEN -> L1          the entry is writable a type one
+
+*Promotion* gives an untyped frame a table type: every entry is validated and its references are
+taken; on failure all are given back. *Demotion*, when the last type reference goes, undoes it.
+
+Invariants (SECURITY.md A1 to A11, recomputed by ``core/audit.py``):
+
+1. A frame is never a table and mapped writable: both are types, and a frame has one.
+2. A table lists frames of its own domain only, and never a table of its own level or above.
+3. A live L3 has its entry 3; the L2XEN there has one reference, no pin, and the hole's entries.
+
+Long work. Validating a full L3 is a million entries, so work is counted in units of about a
+microsecond and stops at table boundaries when ``work_left`` is used up:
+
+- a promotion raises ``Preempted``; tables completed so far stay typed in ``kept``, so that the
+  restarted call finds them done. The next table operation that ends gives them back.
+- references to drop wait in ``deferred``, and ``drain`` drops them; the guest is not entered
+  again before it is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from xenlite.abi.x86_32p import EBUSY, EINVAL, EPERM
+from xenlite.core.hole import HOLE_SLOT
+from xenlite.errors import Refused
+from xenlite.machine.frames import NONE, WRITABLE, FrameType
+from xenlite.machine.memory import PAGE_SHIFT
+from xenlite.machine.x86_32p import (
+    ENTRIES,
+    INDEX_MASK,
+    L1_REFUSED,
+    L2_REFUSED,
+    L3_ENTRIES,
+    L3_REFUSED,
+    PTE_A,
+    PTE_ADDRESS,
+    PTE_IDENTITY,
+    PTE_NX,
+    PTE_P,
+    PTE_RW,
+)
+
+if TYPE_CHECKING:
+    from xenlite.core.domain import Domain
+
+L1: Final = int(FrameType.L1)
+L2: Final = int(FrameType.L2)
+L2XEN: Final = int(FrameType.L2XEN)
+L3: Final = int(FrameType.L3)
+SEGDESC: Final = int(FrameType.SEGDESC)
+
+WORK_BUDGET: Final = 2048  # units per hypercall, about 2 ms
+_L1_WORK: Final = 64  # one table of 512 entries, measured against one list entry
+_TABLE = Struct(f"<{ENTRIES}Q")
+_EXTENDED_CR3_LIMIT: Final = 1 << 20
+
+
+class Preempted(Exception):  # noqa: N818 - not an error: the call goes on after a restart
+    """Stop validating: the budget is used up, and what is done is kept."""
+
+
+class PageTables:
+    """The page tables of one domain."""
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+        self._domid = domain.domid
+        self._tlb = domain.tlb
+        self._engine = domain.engine
+        self._frames = domain.machine.frames
+        self._memory = domain.machine.memory
+        # Columns of the frame table, held here because the trap path reads them on every entry.
+        self._nr_frames = self._frames.nr_frames
+        self._owner = self._frames.owner
+        self._kind = self._frames.kind
+        self._type_count = self._frames.type_count
+        self._refs = self._frames.refs
+        self._m64 = self._memory.m64
+        self._code = self._memory.code
+        # Where the L1 of each 2 MiB region lies in ``m64``, for the current address space.
+        self._l1_bases: dict[int, int] = {}
+        self._writable_l1_bases: dict[int, int] = {}
+        self.work_left = WORK_BUDGET
+        self.kept: list[int] = []
+        self.deferred: list[int] = []
+        self._validators: dict[int, Callable[[int], None]] = {
+            L1: self._promote_l1,
+            L2: self._promote_l2,
+            L2XEN: self._promote_l2,
+            L3: self._promote_l3,
+        }
+
+    # -- walks --------------------------------------------------------------------------------
+
+    def slot_of(self, vaddr: int) -> int | None:
+        """Return where in ``memory.m64`` the L1 entry of ``vaddr`` lies; None without a table.
+
+        The current address space; any address, the hole included.
+        """
+        base = self._l1_bases.get(vaddr >> 21)
+        if base is None:
+            base = self._walk(vaddr >> 21)
+            if base is None:
+                return None
+        return base + (vaddr >> 12 & INDEX_MASK)
+
+    def write_slot_of(self, vaddr: int) -> int | None:
+        """Like ``slot_of``, but None where the L2 entry forbids writing."""
+        base = self._writable_l1_bases.get(vaddr >> 21)
+        if base is None:
+            self._walk(vaddr >> 21)
+            base = self._writable_l1_bases.get(vaddr >> 21)
+            if base is None:
+                return None
+        return base + (vaddr >> 12 & INDEX_MASK)
+
+    def forget_walks(self) -> None:
+        """Drop remembered walks: an L2 or L3 entry, or CR3, has changed."""
+        self._l1_bases.clear()
+        self._writable_l1_bases.clear()
+
+    def _walk(self, region: int) -> int | None:
+        cr3_mfn = self._domain.current.cr3_mfn
+        if cr3_mfn is None:
+            return None
+        m64 = self._m64
+        l3e = m64[cr3_mfn * ENTRIES + (region >> 9)]
+        if not l3e & PTE_P:
+            return None
+        l2e = m64[((l3e & PTE_ADDRESS) >> 3) + (region & INDEX_MASK)]
+        if not l2e & PTE_P:
+            return None
+        base = (l2e & PTE_ADDRESS) >> 3
+        self._l1_bases[region] = base
+        if l2e & PTE_RW:
+            self._writable_l1_bases[region] = base
+        return base
+
+    # -- single entries -----------------------------------------------------------------------
+
+    def set_l1(self, slot: int, new: int) -> None:
+        """Replace entry ``slot`` (an index into ``memory.m64``) of a validated L1.
+
+        Raises Refused: EINVAL for bits, EBUSY for a frame that may not be mapped so.
+        """
+        m64 = self._m64
+        old = m64[slot]
+        if new & PTE_P:
+            if new & L1_REFUSED:
+                raise Refused(EINVAL, "paging.l1-bits", new)
+            mfn = (new & PTE_ADDRESS) >> 12
+            if old & PTE_P and not (old ^ new) & PTE_IDENTITY:
+                m64[slot] = new
+                if old & PTE_A and old != new:
+                    self._tlb.revoke()
+                if not new & PTE_NX and not self._code[mfn]:
+                    self._memory.mark_code(mfn, self._engine)
+                return
+            if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
+                raise Refused(EBUSY, "frames.not-owned", mfn)
+            if new & PTE_RW:
+                if self._kind[mfn] != WRITABLE:
+                    if self._type_count[mfn]:
+                        raise Refused(EBUSY, "paging.writable-page-table", mfn)
+                    self._kind[mfn] = WRITABLE
+                self._type_count[mfn] += 1
+            self._refs[mfn] += 1
+            if not new & PTE_NX and not self._code[mfn]:
+                self._memory.mark_code(mfn, self._engine)
+        m64[slot] = new
+        if old & PTE_P:
+            if old & PTE_A:
+                self._tlb.revoke()
+            self._put_l1_entry(old)
+
+    def set_l2(self, slot: int, new: int) -> None:
+        """Replace entry ``slot`` (an index into ``memory.m64``) of a validated L2.
+
+        Raises Refused, or Preempted with nothing changed.
+        """
+        table, index = slot >> 9, slot & INDEX_MASK
+        if self._kind[table] == L2XEN and index >= HOLE_SLOT:
+            raise Refused(EPERM, "paging.hole-entry", new)
+        self._set_upper(slot, new, L2_REFUSED, "paging.l2-bits", L1)
+
+    def set_l3(self, slot: int, new: int) -> None:
+        """Replace entry ``slot`` (an index into ``memory.m64``) of a validated L3.
+
+        Entry 3 cannot change while the table is validated: it holds the hole.
+        Raises Refused, or Preempted with nothing changed.
+        """
+        if slot & INDEX_MASK >= L3_ENTRIES - 1:
+            raise Refused(EINVAL, "paging.l3-fixed-entry", slot & INDEX_MASK)
+        self._set_upper(slot, new, L3_REFUSED, "paging.l3-bits", L2)
+
+    def _set_upper(self, slot: int, new: int, refused: int, rule: str, child: int) -> None:
+        m64 = self._m64
+        old = m64[slot]
+        if new & PTE_P:
+            if new & refused:
+                raise Refused(EINVAL, rule, new)
+            if old & PTE_P and not (old ^ new) & PTE_IDENTITY:
+                m64[slot] = new
+                if old != new:
+                    self._tlb.revoke()
+                return
+            try:
+                self.get_table((new & PTE_ADDRESS) >> 12, child)
+            except Refused:
+                self._end_promotion()
+                raise
+            self._end_promotion()
+        m64[slot] = new
+        self.forget_walks()
+        if old & PTE_P:
+            self._tlb.revoke()
+            self.deferred.append((old & PTE_ADDRESS) >> 12)
+
+    def _put_l1_entry(self, entry: int) -> None:
+        mfn = (entry & PTE_ADDRESS) >> 12
+        if entry & PTE_RW:
+            left = self._type_count[mfn] - 1
+            self._type_count[mfn] = left
+            if not left:
+                self._kind[mfn] = NONE
+        left = self._refs[mfn] - 1
+        if left:
+            self._refs[mfn] = left
+        else:
+            self._frames.put_page(mfn)
+
+    # -- pins and CR3 -------------------------------------------------------------------------
+
+    def pin(self, mfn: int, kind: FrameType) -> None:
+        """Validate ``mfn`` as a table of that kind and keep it so until ``unpin``.
+
+        Raises Refused(EINVAL), or Preempted with what was validated kept.
+        """
+        if mfn in self._frames.pinned and self._frames.is_owned(mfn, self._domid):
+            raise Refused(EINVAL, "paging.already-pinned", mfn)
+        try:
+            self.get_table(mfn, kind)
+        except Refused:
+            self._end_promotion()
+            raise
+        self._frames.pinned.add(mfn)
+        self._end_promotion()
+
+    def unpin(self, mfn: int) -> None:
+        """Give back a pin, of whatever level. Raises Refused(EINVAL) where there is none."""
+        if not self._frames.is_owned(mfn, self._domid):
+            raise Refused(EINVAL, "frames.not-owned", mfn)
+        if mfn not in self._frames.pinned:
+            raise Refused(EINVAL, "paging.not-pinned", mfn)
+        self._frames.pinned.discard(mfn)
+        self.deferred.append(mfn)
+
+    def new_baseptr(self, mfn: int) -> None:
+        """Make the L3 ``mfn`` the current vCPU's address space, validating it if need be.
+
+        Raises Refused(EINVAL), or Preempted with the address space unchanged.
+        """
+        vcpu = self._domain.current
+        old = vcpu.cr3_mfn
+        if old != mfn:
+            self.take_baseptr(mfn)
+            vcpu.cr3_mfn = mfn
+            self._domain.descriptors.drop_ldt()
+            if old is not None:
+                self.deferred.append(old)
+        self.forget_walks()
+        self._engine.load_cr3(mfn << PAGE_SHIFT)
+        self._tlb.flushed_by_cr3()
+
+    def take_baseptr(self, mfn: int) -> None:
+        """Take the references that a CR3 holds, without loading it (a vCPU's first one)."""
+        if mfn >= _EXTENDED_CR3_LIMIT:
+            raise Refused(EINVAL, "paging.cr3-above-4gb", mfn)
+        try:
+            self.get_table(mfn, L3)
+        except Refused:
+            self._end_promotion()
+            raise
+        self._end_promotion()
+
+    # -- types --------------------------------------------------------------------------------
+
+    def get_table(self, mfn: int, kind: int) -> None:
+        """Take a type and a general reference on a table, promoting the frame if it has none.
+
+        Raises Refused(EINVAL), or Preempted.
+        """
+        if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
+            raise Refused(EINVAL, "frames.not-owned", mfn)
+        if not self._type_count[mfn]:
+            self._promote(mfn, kind, self._validators[kind])
+        elif self._kind[mfn] != kind:
+            raise Refused(EINVAL, "paging.type-conflict", mfn)
+        elif kind == L2XEN:
+            raise Refused(EINVAL, "paging.l3-entry-3-shared", mfn)
+        self._type_count[mfn] += 1
+        self._refs[mfn] += 1
+        self.work_left -= 1
+
+    def put_table(self, mfn: int) -> None:
+        """Drop what ``get_table`` took, when ``drain`` comes to it."""
+        self.deferred.append(mfn)
+
+    def get_descriptor_frame(self, mfn: int, validate: Callable[[int], None]) -> None:
+        """Take a segdesc and a general reference; ``validate(mfn)`` may raise Refused."""
+        if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
+            raise Refused(EINVAL, "frames.not-owned", mfn)
+        if not self._type_count[mfn]:
+            self._promote(mfn, SEGDESC, validate)
+        elif self._kind[mfn] != SEGDESC:
+            raise Refused(EINVAL, "paging.type-conflict", mfn)
+        self._type_count[mfn] += 1
+        self._refs[mfn] += 1
+
+    def put_descriptor_frame(self, mfn: int) -> None:
+        """Drop a segdesc and a general reference, at once."""
+        assert self._kind[mfn] == SEGDESC, f"mfn {mfn:#x} is not a descriptor frame"
+        self._frames.drop_type(mfn)
+        self._frames.put_page(mfn)
+
+    def _promote(self, mfn: int, kind: int, validate: Callable[[int], None]) -> None:
+        if self.work_left <= 0:
+            raise Preempted
+        # Nobody may go on writing what is validated now through a stale translation.
+        self._frames.stale_tlbs.flush()
+        # Typed while it is looked at: a table that maps itself must meet its own type.
+        self._kind[mfn] = kind
+        self._type_count[mfn] = 1
+        if self._code[mfn]:
+            self._memory.wrote(mfn)  # from here on Python writes it, entry by entry
+        try:
+            validate(mfn)
+        except (Refused, Preempted):
+            self._type_count[mfn] = 0
+            self._kind[mfn] = NONE
+            raise
+        self._type_count[mfn] = 0  # the caller takes the first reference
+
+    def _promote_l1(self, mfn: int) -> None:
+        self.work_left -= _L1_WORK
+        taken = []
+        try:
+            for entry in _TABLE.unpack_from(self._memory.m8, mfn << PAGE_SHIFT):
+                if entry & PTE_P:
+                    self._get_l1_entry(entry)
+                    taken.append(entry)
+        except Refused:
+            for entry in taken:
+                self._put_l1_entry(entry)
+            raise
+
+    def _get_l1_entry(self, entry: int) -> None:
+        if entry & L1_REFUSED:
+            raise Refused(EINVAL, "paging.l1-bits", entry)
+        mfn = (entry & PTE_ADDRESS) >> 12
+        if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
+            raise Refused(EINVAL, "frames.not-owned", mfn)
+        if entry & PTE_RW:
+            if self._kind[mfn] != WRITABLE:
+                if self._type_count[mfn]:
+                    raise Refused(EINVAL, "paging.writable-page-table", mfn)
+                self._kind[mfn] = WRITABLE
+            self._type_count[mfn] += 1
+        self._refs[mfn] += 1
+        if not entry & PTE_NX and not self._code[mfn]:
+            self._memory.mark_code(mfn, self._engine)
+
+    def _promote_l2(self, mfn: int) -> None:
+        base = mfn * ENTRIES
+        guest_slots = ENTRIES
+        if self._kind[mfn] == L2XEN:
+            guest_slots = HOLE_SLOT
+        entries = _TABLE.unpack_from(self._memory.m8, mfn << PAGE_SHIFT)[:guest_slots]
+        self._take_children(entries, L2_REFUSED, "paging.l2-bits", [L1] * guest_slots)
+        if guest_slots == HOLE_SLOT:
+            for i, pde in enumerate(self._domain.hole.pdes, base + HOLE_SLOT):
+                self._m64[i] = pde
+
+    def _promote_l3(self, mfn: int) -> None:
+        base = mfn * ENTRIES
+        entries = tuple(self._m64[base : base + L3_ENTRIES])
+        if not entries[3] & PTE_P:
+            raise Refused(EINVAL, "paging.l3-entry-3-missing", mfn)
+        self._take_children(entries, L3_REFUSED, "paging.l3-bits", [L2, L2, L2, L2XEN])
+        # The engine reads four entries; the rest must hold nothing that could ever count.
+        self._memory.m8[(mfn << PAGE_SHIFT) + 8 * L3_ENTRIES : (mfn + 1) << PAGE_SHIFT] = bytes(
+            8 * (ENTRIES - L3_ENTRIES)
+        )
+
+    def _take_children(
+        self, entries: tuple[int, ...], refused: int, rule: str, kinds: list[int]
+    ) -> None:
+        taken: list[int] = []
+        try:
+            for entry, kind in zip(entries, kinds, strict=True):
+                if entry & PTE_P:
+                    if entry & refused:
+                        raise Refused(EINVAL, rule, entry)
+                    child = (entry & PTE_ADDRESS) >> 12
+                    self.get_table(child, kind)
+                    taken.append(child)
+        except Refused:
+            self.deferred.extend(taken)
+            raise
+        except Preempted:
+            self.kept.extend(taken)
+            raise
+
+    def _end_promotion(self) -> None:
+        if self.kept:
+            self.deferred.extend(self.kept)
+            self.kept.clear()
+
+    # -- dropping -----------------------------------------------------------------------------
+
+    def drain(self) -> bool:
+        """Drop deferred references while the budget lasts; tell whether all are gone."""
+        deferred = self.deferred
+        while deferred:
+            if self.work_left <= 0:
+                return False
+            self._put_table_now(deferred.pop())
+        return True
+
+    def release(self) -> None:
+        """Drop everything that pins and CR3s hold: the domain is dying and will not run."""
+        for mfn in self._frames.pinned & self._frames.pages_of(self._domid):
+            self.unpin(mfn)
+        for vcpu in self._domain.vcpus:
+            if vcpu.cr3_mfn is not None:
+                self.deferred.append(vcpu.cr3_mfn)
+                vcpu.cr3_mfn = None
+        self.forget_walks()
+        self._end_promotion()
+
+    def _put_table_now(self, mfn: int) -> None:
+        self.work_left -= 1
+        if self._type_count[mfn] == 1:
+            self._demote(mfn)
+            if self._code[mfn]:
+                self._memory.wrote(mfn)
+        self._frames.drop_type(mfn)
+        self._frames.put_page(mfn)
+
+    def _demote(self, mfn: int) -> None:
+        self._tlb.revoke()
+        kind = self._kind[mfn]
+        entries = _TABLE.unpack_from(self._memory.m8, mfn << PAGE_SHIFT)
+        if kind == L1:
+            self.work_left -= _L1_WORK
+            for entry in entries:
+                if entry & PTE_P:
+                    self._put_l1_entry(entry)
+            return
+        self.forget_walks()
+        guest_slots = {L2: ENTRIES, L2XEN: HOLE_SLOT, L3: L3_ENTRIES}[kind]
+        self.deferred.extend(
+            (entry & PTE_ADDRESS) >> 12 for entry in entries[:guest_slots] if entry & PTE_P
+        )
