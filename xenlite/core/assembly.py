@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Put a domain together from its parts, and take it apart again.
 
-The order matters: each part may use those before it. Taking apart runs in bounded steps, because
-a domain may own a million page-table entries.
+The order matters: each part may use those before it, and goes before them at the end.
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ from xenlite.machine.tlb import Tlb
 if TYPE_CHECKING:
     from xenlite.machine.engine import Engine
     from xenlite.machine.machine import Machine
-
-_FRAMES_PER_STEP = 4096
 
 
 def assemble(
@@ -76,9 +73,8 @@ def take_apart(domain: Domain) -> None:
         domain.paging.work_left = WORK_BUDGET
     domain.grants.release()
     frames.put_writable(domain.shared_info_mfn)
-    frames.put_page(domain.shared_info_mfn)
+    frames.drop_allocation(domain.shared_info_mfn)
     for mfn in list(frames.pages_of(domain.domid)):
-        if not frames.is_disowned(mfn):
-            frames.disown(mfn)
+        frames.drop_allocation(mfn)
     domain.hole.release()
     del domain.peers[domain.domid]

@@ -105,7 +105,7 @@ class Hole:
     def release(self) -> None:
         """Give the hole's own frames back; the domain must not run again."""
         for mfn in (*self._tables, self._tss_mfn):
-            self._frames.put_page(mfn)
+            self._frames.drop_allocation(mfn)
 
     def _set(self, vaddr: int, entry: int) -> None:
         page = (vaddr - DESCRIPTOR_BASE) >> L1_SHIFT

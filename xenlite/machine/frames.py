@@ -6,8 +6,9 @@ One column per fact, indexed by mfn::
     owner       domid, DOMID_XEN for the hypervisor's own, DOMID_INVALID for free frames
     kind        the frame's one type at this moment (FrameType)
     type_count  uses that rely on that type: page-table entries, pins, CR3s, GDT and LDT slots
-    refs        all references: those above, read-only mappings, 1 for being allocated, and
-                those that the hypervisor holds
+    allocated   1 until the domain has given the frame back; worth one reference
+    refs        all references: those above, read-only mappings, the allocation, and those that
+                the hypervisor holds
     pinned      frames whose type a guest has pinned (a set)
 
 Invariants (``core/audit.py`` recomputes them from the page tables):
@@ -67,6 +68,7 @@ class FrameTable:
         self.kind = bytearray(count)
         self.type_count = [0] * count
         self.refs = [0] * count
+        self.allocated = bytearray(count)
         self.pinned: set[int] = set()
         self.owned: dict[int, set[int]] = {}
         self.stale_tlbs = StaleTlbs()
@@ -113,10 +115,12 @@ class FrameTable:
         for mfn in mfns:
             self.owner[mfn] = domid
             self.refs[mfn] = 1
+            self.allocated[mfn] = 1
         return mfns
 
     def _free(self, mfn: int) -> None:
         assert self.type_count[mfn] == 0, f"mfn {mfn:#x} freed while typed"
+        assert not self.allocated[mfn], f"mfn {mfn:#x} freed while allocated"
         self.stale_tlbs.flush()
         owned = self.owned.get(self.owner[mfn])
         if owned is not None:
@@ -132,6 +136,7 @@ class FrameTable:
         for mfn in range(pages):
             self.owner[mfn] = DOMID_XEN
             self.refs[mfn] = 1
+            self.allocated[mfn] = 1
         self.m2p_frames = range(pages)
         size = pages << PAGE_SHIFT
         self.memory.m8[:size] = b"\xff" * size
@@ -156,6 +161,17 @@ class FrameTable:
         self.refs[mfn] = left
         if not left:
             self._free(mfn)
+
+    def drop_allocation(self, mfn: int) -> bool:
+        """Give a frame back once; it is freed when nothing refers to it any more.
+
+        Returns False where that was done before.
+        """
+        if not self.allocated[mfn]:
+            return False
+        self.allocated[mfn] = 0
+        self.put_page(mfn)
+        return True
 
     def get_writable(self, mfn: int, domid: int, errno: int = EBUSY) -> None:
         """Take a general and a writable reference on a frame of ``domid``."""
