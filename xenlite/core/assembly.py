@@ -18,7 +18,7 @@ from xenlite.core.paging import WORK_BUDGET, PageTables
 from xenlite.machine.tlb import Tlb
 
 if TYPE_CHECKING:
-    from xenlite.machine.engine import Engine
+    from xenlite.machine.processor import Engine
     from xenlite.machine.machine import Machine
 
 

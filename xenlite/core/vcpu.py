@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.machine.cpu import Context
 
-TRAIL = 64  # remembered hypercalls; a power of two, so the index is a mask
-
 
 class VcpuState(Enum):
     """Whether the scheduler may enter this vCPU."""
@@ -62,10 +60,7 @@ class Vcpu:
         "ldt_base",
         "ldt_entries",
         "ldt_frames",
-        "results",
         "state",
-        "trail",
-        "trail_next",
         "traps",
         "upcall_index",
     )
@@ -90,7 +85,3 @@ class Vcpu:
         self.ldt_base = 0
         self.ldt_entries = 0
         self.ldt_frames: dict[int, int] = {}  # LDT page number -> mfn held as segdesc
-        # Register tuples (eax, ecx, edx, ebx, esp, ebp, esi, edi) of the last hypercalls.
-        self.trail: list[tuple[int, ...] | None] = [None] * TRAIL
-        self.results: list[int | None] = [None] * TRAIL
-        self.trail_next = 0

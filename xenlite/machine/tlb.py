@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from xenlite.machine.engine import Engine
+    from xenlite.machine.processor import Engine
 
 
 class StaleTlbs:

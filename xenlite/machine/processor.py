@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What ``core`` asks of an emulated CPU, and the computer that has none.
+
+``machine/cpu.py`` is the real one. ``NullEngine`` serves Dom0, whose kernel is Python, and every
+check of page tables that needs no running guest.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from xenlite.machine.trap import STATE_SIZE_BYTES
+
+
+class Engine(Protocol):
+    """The CPU state of the domain's current vCPU, and the means to change it from a trap."""
+
+    regs: memoryview
+    """CPUX86State as 32-bit words; indexes in ``machine/trap.py``."""
+    regs8: memoryview
+    """The same bytes."""
+
+    def read_eflags(self) -> int:
+        """Read the whole flags word, the lazily kept condition codes included."""
+
+    def write_eflags(self, value: int) -> None:
+        """Write the whole flags word."""
+
+    def flush_tlb(self) -> None:
+        """Forget every cached translation of a virtual address."""
+
+    def flush_page(self, vaddr: int) -> None:
+        """Forget the cached translation of one page."""
+
+    def load_cr3(self, maddr: int) -> None:
+        """Switch to the page tables at ``maddr``, and flush."""
+
+    def stop(self) -> None:
+        """Leave the guest once the trap handler has returned."""
+
+    def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
+        """Load one segment register with its hidden parts."""
+
+    def set_task_switched(self, on: bool) -> None:
+        """Set CR0.TS, so that the next FPU instruction raises #NM, or clear it."""
+
+    def set_gdt(self, base: int, limit: int) -> None:
+        """Load GDTR."""
+
+    def set_ldt(self, selector: int, base: int, limit: int) -> None:
+        """Load LDTR with its hidden parts."""
+
+    def set_tss(self, selector: int, base: int, limit: int) -> None:
+        """Load TR with its hidden parts; the type is 9, available (ENGINES: never busy)."""
+
+    def invalidate_code(self, maddr: int, size: int) -> None:
+        """Forget what was translated from these machine bytes."""
+
+
+class NullEngine:
+    """A CPU that runs nothing and caches nothing."""
+
+    def __init__(self) -> None:
+        self.regs = memoryview(bytearray(STATE_SIZE_BYTES)).cast("I")
+        self.regs8 = self.regs.cast("B")
+
+    def read_eflags(self) -> int:
+        """Read the flags word as last written."""
+        return 0x202
+
+    def write_eflags(self, value: int) -> None:
+        """Forget it."""
+
+    def flush_tlb(self) -> None:
+        """Do nothing: nothing is cached."""
+
+    def flush_page(self, vaddr: int) -> None:
+        """Do nothing: nothing is cached."""
+
+    def load_cr3(self, maddr: int) -> None:
+        """Do nothing: nothing is translated."""
+
+    def stop(self) -> None:
+        """Do nothing: nothing runs."""
+
+    def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
+        """Do nothing: no segment is used."""
+
+    def set_task_switched(self, on: bool) -> None:
+        """Do nothing: there is no FPU."""
+
+    def set_gdt(self, base: int, limit: int) -> None:
+        """Do nothing: no segment is loaded."""
+
+    def set_ldt(self, selector: int, base: int, limit: int) -> None:
+        """Do nothing: no segment is loaded."""
+
+    def set_tss(self, selector: int, base: int, limit: int) -> None:
+        """Do nothing: no task runs."""
+
+    def invalidate_code(self, maddr: int, size: int) -> None:
+        """Do nothing: nothing is translated."""
