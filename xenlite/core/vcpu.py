@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One virtual CPU: what the guest registered, and what it is doing.
 
-The CPU's own registers live in the domain's engine while the vCPU is current there, and in
-``context`` otherwise.
+The CPU's own registers live in the domain's engine.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
-    from xenlite.machine.cpu import Context
 
 
 class VcpuState(Enum):
@@ -45,7 +43,6 @@ class Vcpu:
     """State of one vCPU; created DOWN."""
 
     __slots__ = (
-        "context",
         "cr3_mfn",
         "ctrl_cr4",
         "domain",
@@ -69,7 +66,6 @@ class Vcpu:
         self.domain = domain
         self.id = vcpu_id
         self.state = VcpuState.DOWN
-        self.context: Context | None = None
         self.info_maddr = info_maddr
         # evtchn_upcall_pending and _mask are neighbouring bytes: one 16-bit read sees both.
         self.upcall_index = info_maddr >> 1

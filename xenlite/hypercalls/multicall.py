@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""multicall: a list of hypercalls for the price of one trap (public/xen.h, multicall_entry).
+
+Each entry is copied in once, called, and its result written into its slot. Lists do not nest; an
+iret ends one; a long one restarts with what is left, as does an entry that is itself long.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+from xenlite.abi.x86_32p import (
+    EINVAL,
+    MULTICALL_ENTRY_ARGS,
+    MULTICALL_ENTRY_RESULT,
+    SIZEOF_MULTICALL_ENTRY,
+    HYPERVISOR_multicall,
+)
+from xenlite.core.paging import WORK_BUDGET
+from xenlite.core.vcpu import VcpuState
+from xenlite.errors import DomainCrash, Refused
+from xenlite.hypercalls.restart import Handler, Restart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from xenlite.core.domain import Domain
+
+_ENTRY: Final = Struct("<8I")
+_ARGUMENTS: Final = Struct("<5I")
+_WORD: Final = 0xFFFFFFFF
+assert SIZEOF_MULTICALL_ENTRY == _ENTRY.size
+assert (MULTICALL_ENTRY_RESULT, MULTICALL_ENTRY_ARGS) == (4, 8)
+
+
+class Multicall:
+    """The multicall of one domain, over the table that it is itself part of."""
+
+    def __init__(
+        self, domain: Domain, table: list[Handler], refused: Callable[[int, Refused], int]
+    ) -> None:
+        self._domain = domain
+        self._guest_memory = domain.guest_memory
+        self._table = table
+        self._refused = refused
+
+    def handlers(self) -> dict[int, Handler]:
+        """Name the handler of each hypercall number."""
+        return {HYPERVISOR_multicall: self.multicall}
+
+    def multicall(self, calls: int, count: int, _2: int, _3: int, _4: int) -> int | None:
+        """Call each entry in turn."""
+        domain = self._domain
+        if domain.in_multicall:
+            raise Refused(EINVAL, "multicall.nested")
+        self._guest_memory.check_range(calls, count * SIZEOF_MULTICALL_ENTRY)
+        # The trail pairs calls with results in order of return, and this call returns last.
+        outer = domain.trail.pop()
+        domain.paging.work_left = WORK_BUDGET
+        domain.in_multicall = True
+        try:
+            return self._run(calls, count)
+        except DomainCrash:
+            domain.results.append(None)
+            raise
+        finally:
+            domain.in_multicall = False
+            domain.trail.append(outer)
+
+    def _run(self, calls: int, count: int) -> int | None:
+        domain, table, memory = self._domain, self._table, self._guest_memory
+        paging, vcpu = domain.paging, domain.current
+        trail, results = domain.trail.append, domain.results.append
+        translate_write = memory.translate_write
+        m32 = domain.machine.memory.m32
+        for at in range(calls, calls + count * SIZEOF_MULTICALL_ENTRY, SIZEOF_MULTICALL_ENTRY):
+            if paging.work_left <= 0 or vcpu.state is not VcpuState.RUNNABLE or paging.deferred:
+                raise Restart((at, count - (at - calls) // SIZEOF_MULTICALL_ENTRY, 0, 0, 0))
+            paging.work_left -= 1
+            number, _, a, b, c, d, e, _ = _ENTRY.unpack(memory.read(at, SIZEOF_MULTICALL_ENTRY))
+            trail((number, b, c, a, 0, 0, d, e))
+            try:
+                result = table[number if number < len(table) else -1](a, b, c, d, e)
+            except Refused as refused:
+                result = self._refused(number, refused)
+            except Restart as restart:
+                results(None)
+                memory.write(at + MULTICALL_ENTRY_ARGS, _ARGUMENTS.pack(*restart.arguments))
+                left = count - (at - calls) // SIZEOF_MULTICALL_ENTRY
+                raise Restart((at, left, 0, 0, 0)) from None
+            results(result)
+            if result is None:
+                return None  # an iret: the guest is elsewhere now
+            maddr = translate_write(at + MULTICALL_ENTRY_RESULT)
+            if maddr is not None and not maddr & 3 and not domain.machine.memory.code[maddr >> 12]:
+                m32[maddr >> 2] = result & _WORD
+            else:
+                memory.write_u32(at + MULTICALL_ENTRY_RESULT, result & _WORD)
+        return 0

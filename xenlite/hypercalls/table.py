@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The hypercall table: every entry point of the hypervisor, by number.
+
+A handler takes the five argument registers and returns the guest's result, or None where it has
+set the registers itself (iret). What it raises decides who is at fault: ``Refused`` becomes
+``-errno``, ``DomainCrash`` ends the domain, ``Restart`` calls it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from xenlite.abi.x86_32p import ENOSYS
+from xenlite.errors import Refused
+from xenlite.hypercalls.console import ConsoleCalls
+from xenlite.hypercalls.events import EventCalls
+from xenlite.hypercalls.info import InfoCalls
+from xenlite.hypercalls.memory import MemoryCalls
+from xenlite.hypercalls.mmu import MmuCalls
+from xenlite.hypercalls.multicall import Multicall
+from xenlite.hypercalls.restart import Handler
+from xenlite.hypercalls.sched import SchedCalls
+from xenlite.hypercalls.traps import TrapCalls
+
+if TYPE_CHECKING:
+    from xenlite.core.domain import Domain
+
+TABLE_SIZE: Final = 64  # the last entry stands for every number beyond
+
+
+def build(domain: Domain, refused: Callable[[int, Refused], int]) -> list[Handler]:
+    """Make the table of one domain; ``refused(number, refusal)`` notes one and gives -errno."""
+    table: list[Handler] = [_unimplemented] * TABLE_SIZE
+    for family in (
+        MmuCalls(domain),
+        MemoryCalls(domain),
+        TrapCalls(domain),
+        InfoCalls(domain),
+        SchedCalls(domain),
+        ConsoleCalls(domain),
+        EventCalls(domain),
+        Multicall(domain, table, refused),
+    ):
+        for number, handler in family.handlers().items():
+            table[number] = handler
+    return table
+
+
+def _unimplemented(_1: int, _2: int, _3: int, _4: int, _5: int) -> NoReturn:
+    raise Refused(ENOSYS, "hypercall.unimplemented")
