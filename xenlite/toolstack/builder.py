@@ -28,7 +28,7 @@ from xenlite.abi.x86_32p import (
     START_INFO_FIRST_P2M_PFN,
     START_INFO_FLAGS,
     START_INFO_MAGIC,
-    START_INFO_MAGIC_STRING,
+    XEN_ABI_NAME,
     START_INFO_MFN_LIST,
     START_INFO_MOD_LEN,
     START_INFO_MOD_START,
@@ -173,7 +173,7 @@ class _Building:
         info = bytearray(SIZEOF_START_INFO)
         for offset, value in words.items():
             _WORD.pack_into(info, offset, value)
-        magic = START_INFO_MAGIC_STRING.encode()
+        magic = XEN_ABI_NAME.encode()
         info[START_INFO_MAGIC : START_INFO_MAGIC + len(magic)] = magic
         line = cmdline.encode()[: MAX_GUEST_CMDLINE - 1]
         info[START_INFO_CMD_LINE : START_INFO_CMD_LINE + len(line)] = line
