@@ -4,6 +4,7 @@
 
 Writes xenlite/abi/x86_32p.py, guestos/include/xen_abi.inc, guestos/include/xen_abi.h and
 docs/abi.md. With --check it writes nothing, names the files that are stale and exits with 1.
+With --probe it prints a C program that compares the YAML with Xen's own headers.
 """
 
 import argparse
@@ -308,7 +309,7 @@ def reference_page(abi: Abi) -> str:
         "",
         f"<!-- {NOTICE} -->",
         "",
-        "Every number below comes from `hypercall_abi.yaml`; a test compares those with a source",
+        "Every number comes from `hypercall_abi.yaml`. A test compares those that name a source",
         f"with {abi.headers}, interface version {abi.interface_version:#010x}.",
         "All integers are little-endian. `t*` is a guest virtual address of `t`.",
         "",
@@ -375,6 +376,81 @@ def page_members(members: tuple[Member, ...], prefix: str) -> Iterator[str]:
             yield f"| {m.offset} | `{prefix}{m.name}` | {m.type}{dimension} |"
 
 
+# Comparison with Xen's headers
+
+PROBE_HEAD = """\
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+"""
+
+PROBE_MAIN = """\
+/* errno.h defines nothing by itself. */
+#define XEN_ERRNO(name, value) XEN_##name = value,
+enum {
+#include <xen/errno.h>
+};
+
+static int checks;
+
+static void number(const char *name, long long headers, long long ours)
+{
+    checks++;
+    if (headers != ours)
+        printf("%s: the headers say %lld, hypercall_abi.yaml %lld\\n", name, headers, ours);
+}
+
+static void string(const char *name, const char *headers, const char *ours)
+{
+    checks++;
+    if (strcmp(headers, ours))
+        printf("%s: the headers say %s, hypercall_abi.yaml %s\\n", name, headers, ours);
+}
+
+#define NUMBER(name, ours) number(#name, (long long)(name), (long long)(ours))
+#define STRING(name, ours) string(#name, name, ours)
+#define FIELD(type, field) (((type *)0)->field)
+#define IS_SIGNED(type, field) ((__typeof__(FIELD(type, field)))-1 < 1)
+
+int main(void)
+{
+"""
+
+
+def header_probe(abi: Abi) -> str:
+    """Return a C program that prints every difference from Xen's headers, then `N checks`."""
+    version = f"{abi.interface_version:#x}"
+    headers = {g.header for g in abi.constants} | {x.header for x in abi.layouts.values()}
+    headers = headers - {"", "errno.h"} | {"xen.h"}
+    lines = [f"#define __XEN_INTERFACE_VERSION__ {version}", PROBE_HEAD, "#include <xen/xen.h>"]
+    # The architecture's headers are not for including directly.
+    lines += [f"#include <xen/{h}>" for h in sorted(headers) if not h.startswith("arch-x86/xen")]
+    lines += [PROBE_MAIN.rstrip(), f"    NUMBER(__XEN_LATEST_INTERFACE_VERSION__, {version});"]
+    lines += [f"    NUMBER(sizeof({t.c}), {t.size});" for t in abi.types.values() if t.c]
+    lines += [f"    NUMBER(__HYPERVISOR_{h.name}, {h.number});" for h in abi.hypercalls]
+    for constant in (c for group in abi.constants for c in group.constants if c.c):
+        macro = "STRING" if isinstance(constant.value, str) else "NUMBER"
+        lines.append(f"    {macro}({constant.c}, {c_literal(constant)});")
+    for layout in abi.layouts.values():
+        if layout.c:
+            lines.append(f"    NUMBER({layout.c_size}, {layout.size});")
+            lines += probe_members(abi, layout.c, layout.members, "")
+    return "\n".join([*lines, '    printf("%d checks\\n", checks);', "}"]) + "\n"
+
+
+def probe_members(abi: Abi, type_: str, members: tuple[Member, ...], prefix: str) -> Iterator[str]:
+    for m in members:
+        path = prefix + m.name
+        yield f"    NUMBER(offsetof({type_}, {path}), {m.offset});"
+        if m.count != 0:
+            yield f"    NUMBER(sizeof(FIELD({type_}, {path})), {m.size});"
+        if m.kind == "scalar" and m.count is None and m.type != "handle":
+            signed = int(abi.types[m.type].scalar.startswith("s"))
+            yield f"    NUMBER(IS_SIGNED({type_}, {path}), {signed});"
+        yield from probe_members(abi, type_, m.members, f"{path}.")
+
+
 # Command
 
 
@@ -392,18 +468,22 @@ def outputs() -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail when stale")
-    check = parser.parse_args().check
+    parser.add_argument("--probe", action="store_true", help="print the comparing C program")
+    args = parser.parse_args()
+    if args.probe:
+        print(header_probe(read(SOURCE, ARCH)), end="")
+        return 0
     stale = False
     for path, text in outputs().items():
         target = ROOT / path
         if target.exists() and target.read_text(encoding="utf-8") == text:
             continue
         stale = True
-        print(f"{path}: {'stale, run tools/gen_abi.py' if check else 'written'}")
-        if not check:
+        print(f"{path}: {'stale, run tools/gen_abi.py' if args.check else 'written'}")
+        if not args.check:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_text(text, encoding="utf-8")
-    return 1 if check and stale else 0
+    return 1 if args.check and stale else 0
 
 
 if __name__ == "__main__":

@@ -186,6 +186,8 @@ typedef uint32_t RING_IDX;
 #define FLAT_USER_CS 0xE02B
 #define FLAT_USER_DS 0xE033
 #define FLAT_USER_SS 0xE033
+
+/* reserved_gdt */
 #define FIRST_RESERVED_GDT_PAGE 14
 #define FIRST_RESERVED_GDT_BYTE 0xE000
 #define FIRST_RESERVED_GDT_ENTRY 0x1C00
@@ -298,6 +300,14 @@ typedef uint32_t RING_IDX;
 #define XENMEMF_populate_on_demand 0x10000
 #define XENMEMF_exact_node_request 0x20000
 #define XENMEMF_vnode 0x40000
+
+/* memory_resource */
+#define XENMEM_resource_ioreq_server 0
+#define XENMEM_resource_grant_table 1
+#define XENMEM_resource_vmtrace_buf 2
+#define XENMEM_resource_grant_table_id_shared 0
+#define XENMEM_resource_grant_table_id_status 1
+#define XENMEM_resource_ioreq_server_frame_bufioreq 0
 
 /* map_space */
 #define XENMAPSPACE_shared_info 0
@@ -487,6 +497,11 @@ typedef uint32_t RING_IDX;
 #define MAP_PIRQ_TYPE_MSI_SEG 3
 #define MAP_PIRQ_TYPE_MULTI_MSI 4
 #define PHYSDEVOP_IRQ_UNMASK_NOTIFY 4
+#define PHYSDEVOP_pirq_eoi_gmfn 28
+#define PHYSDEVOP_DBGP_RESET_PREPARE 1
+#define PHYSDEVOP_DBGP_RESET_DONE 2
+#define PHYSDEVOP_DBGP_BUS_UNKNOWN 0
+#define PHYSDEVOP_DBGP_BUS_PCI 1
 
 /* nmi_op */
 #define XENNMI_register_callback 0
@@ -501,6 +516,26 @@ typedef uint32_t RING_IDX;
 #define XENPMU_finish 5
 #define XENPMU_lvtpc_set 6
 #define XENPMU_flush 7
+
+/* xenpmu_version */
+#define XENPMU_VER_MAJ 0
+#define XENPMU_VER_MIN 1
+
+/* xenpmu_mode */
+#define XENPMU_MODE_OFF 0
+#define XENPMU_MODE_SELF 1
+#define XENPMU_MODE_HV 2
+#define XENPMU_MODE_ALL 4
+#define XENPMU_FEATURE_INTEL_BTS 1
+#define XENPMU_FEATURE_IPC_ONLY 2
+#define XENPMU_FEATURE_ARCH_ONLY 4
+
+/* xenpmu_padding */
+#define XENPMU_REGS_PAD_SZ 64
+#define XENPMU_CTXT_PAD_SZ 128
+
+/* elf_note_limits */
+#define XEN_ELFNOTE_MAX 18
 
 /* elf_note */
 #define XEN_ELFNOTE_INFO 0
@@ -529,8 +564,10 @@ typedef uint32_t RING_IDX;
 #define XEN_ELFNOTE_DUMPCORE_XEN_VERSION 0x2000002
 #define XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION 0x2000003
 
-/* cpuid_leaves */
+/* cpuid_subleaf */
 #define XEN_CPUID_NO_SUBLEAF 0xFFFFFFFFU
+
+/* cpuid_leaves */
 #define XEN_CPUID_FIRST_LEAF 0x40000000
 #define XEN_CPUID_SIGNATURE_EBX 0x566E6558
 #define XEN_CPUID_SIGNATURE_ECX 0x65584D4D
@@ -676,6 +713,12 @@ typedef uint32_t RING_IDX;
 #define XS_RESET_WATCHES 21
 #define XS_DIRECTORY_PART 22
 #define XS_INVALID 0xFFFF
+
+/* xsd_sockmsg_alias */
+#define XS_DEBUG 0
+#define XS_WRITE_NONE "NONE"
+#define XS_WRITE_CREATE "CREATE"
+#define XS_WRITE_CREATE_EXCL "CREATE|EXCL"
 
 /* xenbus_state */
 #define XenbusStateUnknown 0

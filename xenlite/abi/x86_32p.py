@@ -257,6 +257,8 @@ FLAT_KERNEL_SS: Final = 0xE021
 FLAT_USER_CS: Final = 0xE02B
 FLAT_USER_DS: Final = 0xE033
 FLAT_USER_SS: Final = 0xE033
+
+# reserved_gdt, public/arch-x86/xen.h
 FIRST_RESERVED_GDT_PAGE: Final = 14
 FIRST_RESERVED_GDT_BYTE: Final = 0xE000
 FIRST_RESERVED_GDT_ENTRY: Final = 0x1C00
@@ -478,6 +480,14 @@ XENMEM_ARGS: Final[dict[int, str]] = {
 XENMEMF_populate_on_demand: Final = 0x10000
 XENMEMF_exact_node_request: Final = 0x20000
 XENMEMF_vnode: Final = 0x40000
+
+# memory_resource, public/memory.h
+XENMEM_resource_ioreq_server: Final = 0
+XENMEM_resource_grant_table: Final = 1
+XENMEM_resource_vmtrace_buf: Final = 2
+XENMEM_resource_grant_table_id_shared: Final = 0
+XENMEM_resource_grant_table_id_status: Final = 1
+XENMEM_resource_ioreq_server_frame_bufioreq: Final = 0
 
 # map_space, public/memory.h
 XENMAPSPACE_shared_info: Final = 0
@@ -847,6 +857,11 @@ MAP_PIRQ_TYPE_UNKNOWN: Final = 2
 MAP_PIRQ_TYPE_MSI_SEG: Final = 3
 MAP_PIRQ_TYPE_MULTI_MSI: Final = 4
 PHYSDEVOP_IRQ_UNMASK_NOTIFY: Final = 4
+PHYSDEVOP_pirq_eoi_gmfn: Final = 28
+PHYSDEVOP_DBGP_RESET_PREPARE: Final = 1
+PHYSDEVOP_DBGP_RESET_DONE: Final = 2
+PHYSDEVOP_DBGP_BUS_UNKNOWN: Final = 0
+PHYSDEVOP_DBGP_BUS_PCI: Final = 1
 
 # nmi_op, public/nmi.h
 XENNMI_register_callback: Final = 0
@@ -878,6 +893,26 @@ XENPMU_NAMES: Final[dict[int, str]] = {
     6: "XENPMU_lvtpc_set",
     7: "XENPMU_flush",
 }
+
+# xenpmu_version, public/pmu.h
+XENPMU_VER_MAJ: Final = 0
+XENPMU_VER_MIN: Final = 1
+
+# xenpmu_mode, public/pmu.h
+XENPMU_MODE_OFF: Final = 0
+XENPMU_MODE_SELF: Final = 1
+XENPMU_MODE_HV: Final = 2
+XENPMU_MODE_ALL: Final = 4
+XENPMU_FEATURE_INTEL_BTS: Final = 1
+XENPMU_FEATURE_IPC_ONLY: Final = 2
+XENPMU_FEATURE_ARCH_ONLY: Final = 4
+
+# xenpmu_padding, public/arch-x86/pmu.h
+XENPMU_REGS_PAD_SZ: Final = 64
+XENPMU_CTXT_PAD_SZ: Final = 128
+
+# elf_note_limits, public/elfnote.h
+XEN_ELFNOTE_MAX: Final = 18
 
 # elf_note, public/elfnote.h
 XEN_ELFNOTE_INFO: Final = 0
@@ -933,8 +968,10 @@ XEN_ELFNOTE_NAMES: Final[dict[int, str]] = {
     33554435: "XEN_ELFNOTE_DUMPCORE_FORMAT_VERSION",
 }
 
-# cpuid_leaves, public/arch-x86/xen.h
+# cpuid_subleaf, public/arch-x86/xen.h
 XEN_CPUID_NO_SUBLEAF: Final = 0xFFFFFFFF
+
+# cpuid_leaves, public/arch-x86/cpuid.h
 XEN_CPUID_FIRST_LEAF: Final = 0x40000000
 XEN_CPUID_SIGNATURE_EBX: Final = 0x566E6558
 XEN_CPUID_SIGNATURE_ECX: Final = 0x65584D4D
@@ -1163,6 +1200,12 @@ XS_NAMES: Final[dict[int, str]] = {
     22: "XS_DIRECTORY_PART",
     65535: "XS_INVALID",
 }
+
+# xsd_sockmsg_alias, public/io/xs_wire.h
+XS_DEBUG: Final = 0
+XS_WRITE_NONE: Final = "NONE"
+XS_WRITE_CREATE: Final = "CREATE"
+XS_WRITE_CREATE_EXCL: Final = "CREATE|EXCL"
 
 # xenbus_state, public/io/xenbus.h
 XenbusStateUnknown: Final = 0
