@@ -182,3 +182,22 @@ class Control(Protocol):
 
     def audit(self) -> list[str]:
         """Recompute every count and mapping from scratch; return what differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One refused hypercall, for whoever explains it to the guest's author.
+
+    ``eip`` follows the ``int``; ``caller`` is the word on top of the guest's stack, which is the
+    return address where the call went through the hypercall page (None where unreadable).
+    """
+
+    domid: int
+    vcpu: int
+    number: int
+    arguments: tuple[int, int, int, int, int]
+    errno: int
+    rule: str
+    argument: object
+    eip: int
+    caller: int | None

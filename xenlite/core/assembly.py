@@ -18,8 +18,8 @@ from xenlite.core.paging import WORK_BUDGET, PageTables
 from xenlite.machine.tlb import Tlb
 
 if TYPE_CHECKING:
-    from xenlite.machine.processor import Engine
     from xenlite.machine.machine import Machine
+    from xenlite.machine.processor import Engine
 
 
 def assemble(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from xenlite.core.hole import Hole
     from xenlite.core.paging import PageTables
     from xenlite.doors import CrashRecord
-    from xenlite.machine.processor import Engine
     from xenlite.machine.machine import Machine
+    from xenlite.machine.processor import Engine
     from xenlite.machine.tlb import Tlb
 
 TRAIL: Final = 64  # hypercalls remembered for crash reports
@@ -62,6 +62,7 @@ class Domain:
         self.trail: deque[tuple[int, ...]] = deque(maxlen=TRAIL)
         self.results: deque[int | None] = deque(maxlen=TRAIL)
         self.in_multicall = False
+        self.console_write: Callable[[bytes], None] = _drop  # where console_io output goes
         self.paused = True
         self.dying = False
         self.shutdown_reason: int | None = None
@@ -80,3 +81,7 @@ class Domain:
     def is_privileged(self) -> bool:
         """Tell whether this is Dom0."""
         return self.domid == 0
+
+
+def _drop(_text: bytes) -> None:
+    """Drop console_io output until somebody listens."""

@@ -20,30 +20,26 @@ from xenlite.abi.x86_32p import (
 from xenlite.core.paging import WORK_BUDGET
 from xenlite.core.vcpu import VcpuState
 from xenlite.errors import DomainCrash, Refused
-from xenlite.hypercalls.restart import Handler, Restart
+from xenlite.hypercalls.restart import Handler, NoteRefusal, Restart
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from xenlite.core.domain import Domain
 
 _ENTRY: Final = Struct("<8I")
 _ARGUMENTS: Final = Struct("<5I")
 _WORD: Final = 0xFFFFFFFF
-assert SIZEOF_MULTICALL_ENTRY == _ENTRY.size
+assert _ENTRY.size == SIZEOF_MULTICALL_ENTRY
 assert (MULTICALL_ENTRY_RESULT, MULTICALL_ENTRY_ARGS) == (4, 8)
 
 
 class Multicall:
     """The multicall of one domain, over the table that it is itself part of."""
 
-    def __init__(
-        self, domain: Domain, table: list[Handler], refused: Callable[[int, Refused], int]
-    ) -> None:
+    def __init__(self, domain: Domain, table: list[Handler], note: NoteRefusal) -> None:
         self._domain = domain
         self._guest_memory = domain.guest_memory
         self._table = table
-        self._refused = refused
+        self._note = note
 
     def handlers(self) -> dict[int, Handler]:
         """Name the handler of each hypercall number."""
@@ -83,7 +79,8 @@ class Multicall:
             try:
                 result = table[number if number < len(table) else -1](a, b, c, d, e)
             except Refused as refused:
-                result = self._refused(number, refused)
+                self._note(number, (a, b, c, d, e), refused)
+                result = -refused.errno
             except Restart as restart:
                 results(None)
                 memory.write(at + MULTICALL_ENTRY_ARGS, _ARGUMENTS.pack(*restart.arguments))

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+from xenlite.errors import Refused
+
 Arguments: TypeAlias = tuple[int, int, int, int, int]
 Handler: TypeAlias = Callable[[int, int, int, int, int], int | None]
+NoteRefusal: TypeAlias = Callable[[int, Arguments, Refused], None]
 
 
 class Restart(Exception):  # noqa: N818 - not an error: the call is called again

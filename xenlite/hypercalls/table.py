@@ -8,7 +8,6 @@ set the registers itself (iret). What it raises decides who is at fault: ``Refus
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from xenlite.abi.x86_32p import ENOSYS
@@ -19,7 +18,7 @@ from xenlite.hypercalls.info import InfoCalls
 from xenlite.hypercalls.memory import MemoryCalls
 from xenlite.hypercalls.mmu import MmuCalls
 from xenlite.hypercalls.multicall import Multicall
-from xenlite.hypercalls.restart import Handler
+from xenlite.hypercalls.restart import Handler, NoteRefusal
 from xenlite.hypercalls.sched import SchedCalls
 from xenlite.hypercalls.traps import TrapCalls
 
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
 TABLE_SIZE: Final = 64  # the last entry stands for every number beyond
 
 
-def build(domain: Domain, refused: Callable[[int, Refused], int]) -> list[Handler]:
-    """Make the table of one domain; ``refused(number, refusal)`` notes one and gives -errno."""
+def build(domain: Domain, note: NoteRefusal) -> list[Handler]:
+    """Make the table of one domain; ``note`` hears what is refused inside a multicall."""
     table: list[Handler] = [_unimplemented] * TABLE_SIZE
     for family in (
         MmuCalls(domain),
@@ -40,7 +39,7 @@ def build(domain: Domain, refused: Callable[[int, Refused], int]) -> list[Handle
         SchedCalls(domain),
         ConsoleCalls(domain),
         EventCalls(domain),
-        Multicall(domain, table, refused),
+        Multicall(domain, table, note),
     ):
         for number, handler in family.handlers().items():
             table[number] = handler

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The toolstack's door: what Xen gives Dom0 by domctl (``doors.Control``).
+
+It acts on paused domains with Dom0's rights, through the same validation that guests meet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from xenlite.abi.x86_32p import EBUSY, EEXIST, EINVAL, ENOMEM, ESRCH
+from xenlite.core.audit import audit
+from xenlite.core.domain import Domain
+from xenlite.core.paging import WORK_BUDGET, Preempted
+from xenlite.core.vcpu import VcpuState
+from xenlite.doors import CrashRecord, DomainInfo, RunState, VcpuContext
+from xenlite.errors import Refused
+from xenlite.machine.frames import FrameType
+from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
+from xenlite.machine.trap import EIP, ESI, ESP
+from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
+from xenlite.registers import read_registers
+
+if TYPE_CHECKING:
+    from xenlite.hypervisor import Hypervisor
+
+
+class ControlDoor:
+    """Implement ``doors.Control`` over one hypervisor."""
+
+    def __init__(self, hypervisor: Hypervisor) -> None:
+        self._hypervisor = hypervisor
+        self._frames = hypervisor.machine.frames
+        self._memory = hypervisor.machine.memory
+
+    # -- domains ------------------------------------------------------------------------------
+
+    def create_domain(
+        self, name: str, *, max_pages: int, max_vcpus: int, domid: int | None = None
+    ) -> int:
+        """Make an empty, paused domain; return its domid."""
+        domains = self._hypervisor.domains
+        if domid is None:
+            domid = next(n for n in range(1, len(domains) + 2) if n not in domains)
+        elif domid in domains:
+            raise Refused(EEXIST, "control.domid-taken", domid)
+        self._hypervisor.add_domain(domid, name, max_pages=max_pages, max_vcpus=max_vcpus)
+        return domid
+
+    def destroy_domain(self, domid: int) -> None:
+        """Take a domain apart, whatever its state; its frames come back scrubbed."""
+        self._hypervisor.remove_domain(self._guest(domid))
+
+    def info(self, domid: int) -> DomainInfo:
+        """Tell the state of one domain."""
+        domain = self._domain(domid)
+        return DomainInfo(
+            domid=domid,
+            name=domain.name,
+            state=_run_state(domain),
+            shutdown_reason=domain.shutdown_reason,
+            pages=len(self._frames.pages_of(domid)),
+            max_pages=domain.max_pages,
+            shared_info_mfn=domain.shared_info_mfn,
+            vcpus=len(domain.vcpus),
+        )
+
+    def domains(self) -> list[int]:
+        """List the domids that exist, Dom0 included."""
+        return sorted(self._hypervisor.domains)
+
+    def pause(self, domid: int) -> None:
+        """Stop scheduling a domain."""
+        self._guest(domid).paused = True
+
+    def unpause(self, domid: int) -> None:
+        """Let a domain run."""
+        self._guest(domid).paused = False
+
+    # -- memory -------------------------------------------------------------------------------
+
+    def populate(self, domid: int, pages: int) -> list[int]:
+        """Give a domain frames; return their mfns in pfn order, scattered on purpose."""
+        domain = self._guest(domid)
+        if len(self._frames.pages_of(domid)) + pages > domain.max_pages:
+            raise Refused(ENOMEM, "memory.over-maximum", pages)
+        return self._frames.allocate(domid, pages)
+
+    def set_m2p(self, domid: int, mfn: int, pfn: int) -> None:
+        """Record which pfn the domain calls ``mfn``."""
+        self._check_owned(domid, mfn)
+        self._frames.m2p[mfn] = pfn
+
+    def read_frame(self, domid: int, mfn: int, offset: int, size: int) -> bytes:
+        """Read inside one frame of the domain; sizes in bytes."""
+        self._check_owned(domid, mfn)
+        _check_within_page(offset, size)
+        return self._memory.read((mfn << PAGE_SHIFT) + offset, size)
+
+    def write_frame(self, domid: int, mfn: int, offset: int, data: bytes) -> None:
+        """Write inside one frame of the domain that is not a page or descriptor table."""
+        _check_within_page(offset, len(data))
+        self._frames.get_writable(mfn, domid)
+        self._memory.write((mfn << PAGE_SHIFT) + offset, data)
+        self._frames.put_writable(mfn)
+
+    def pin_l3(self, domid: int, mfn: int) -> None:
+        """Validate and pin a top-level page table, as the guest's own pin would."""
+        paging = self._guest(domid).paging
+        while True:
+            paging.work_left = WORK_BUDGET
+            try:
+                paging.pin(mfn, FrameType.L3)
+                break
+            except Preempted:
+                continue
+        while not paging.drain():
+            paging.work_left = WORK_BUDGET
+
+    # -- vCPUs --------------------------------------------------------------------------------
+
+    def set_vcpu_context(self, domid: int, vcpu: int, context: VcpuContext) -> None:
+        """Load the start registers of a vCPU that has never run, and bring it up."""
+        domain = self._guest(domid)
+        target = domain.vcpus[vcpu]
+        if target is not domain.current:
+            raise Refused(EINVAL, "control.vcpu-not-current", vcpu)
+        if target.state is not VcpuState.DOWN:
+            raise Refused(EBUSY, "control.vcpu-is-up", vcpu)
+        domain.paging.take_baseptr(context.cr3_mfn)
+        target.cr3_mfn = context.cr3_mfn
+        domain.paging.forget_walks()
+        target.kernel_ss, target.kernel_sp = context.ss, context.esp
+        domain.descriptors.load(context.cs, context.ss)
+        regs = domain.engine.regs
+        regs[EIP], regs[ESP], regs[ESI] = context.eip, context.esp, context.esi
+        domain.engine.load_cr3(context.cr3_mfn << PAGE_SHIFT)
+        target.state = VcpuState.RUNNABLE
+
+    def registers(self, domid: int, vcpu: int) -> dict[str, int]:
+        """Read the registers of a vCPU that is not running."""
+        domain = self._vcpu_domain(domid, vcpu)
+        return read_registers(domain)
+
+    def translate(self, domid: int, vcpu: int, vaddr: int) -> int | None:
+        """Walk the vCPU's page tables: the machine address, or None where not present."""
+        domain = self._vcpu_domain(domid, vcpu)
+        slot = domain.paging.slot_of(vaddr)
+        if slot is None:
+            return None
+        entry = self._memory.m64[slot]
+        if not entry & PTE_P:
+            return None
+        return int(entry & PTE_ADDRESS) | (vaddr & (PAGE_SIZE - 1))
+
+    def read_virtual(self, domid: int, vcpu: int, vaddr: int, size: int) -> bytes:
+        """Read guest memory as far as it is mapped (shorter than ``size`` where it ends)."""
+        out = b""
+        while len(out) < size:
+            at = (vaddr + len(out)) & 0xFFFFFFFF
+            maddr = self.translate(domid, vcpu, at)
+            if maddr is None:
+                break
+            piece = min(PAGE_SIZE - (at & (PAGE_SIZE - 1)), size - len(out))
+            out += self._memory.read(maddr, piece)
+        return out
+
+    # -- ports and grants ---------------------------------------------------------------------
+
+    def alloc_unbound(self, domid: int, remote: int) -> int:
+        """Allocate a port of ``domid`` that ``remote`` may bind; return it."""
+        return self._guest(domid).events.alloc_unbound(remote)
+
+    def seed_grant(self, domid: int, ref: int, mfn: int, to: int) -> None:
+        """Write grant entry ``ref``: ``to`` may map ``mfn`` of ``domid`` read-write."""
+        self._check_owned(domid, mfn)
+        self._guest(domid).grants.seed(ref, to, mfn)
+
+    # -- looking ------------------------------------------------------------------------------
+
+    def crash_record(self, domid: int) -> CrashRecord | None:
+        """Tell why a domain crashed, if it did."""
+        return self._domain(domid).crash
+
+    def audit(self) -> list[str]:
+        """Recompute every count and mapping from scratch; return what differs."""
+        return audit(self._hypervisor.machine, self._hypervisor.domains.values())
+
+    # -- checks -------------------------------------------------------------------------------
+
+    def _domain(self, domid: int) -> Domain:
+        domain = self._hypervisor.domains.get(domid)
+        if domain is None:
+            raise Refused(ESRCH, "control.no-such-domain", domid)
+        return domain
+
+    def _guest(self, domid: int) -> Domain:
+        if domid == 0:
+            raise Refused(EINVAL, "control.not-dom0", domid)
+        return self._domain(domid)
+
+    def _vcpu_domain(self, domid: int, vcpu: int) -> Domain:
+        domain = self._guest(domid)
+        if not 0 <= vcpu < len(domain.vcpus) or domain.vcpus[vcpu] is not domain.current:
+            raise Refused(EINVAL, "control.vcpu-not-current", vcpu)
+        return domain
+
+    def _check_owned(self, domid: int, mfn: int) -> None:
+        if not self._frames.is_owned(mfn, self._guest(domid).domid):
+            raise Refused(EINVAL, "frames.not-owned", mfn)
+
+
+def _check_within_page(offset: int, size: int) -> None:
+    if offset < 0 or size < 0 or offset + size > PAGE_SIZE:
+        raise Refused(EINVAL, "control.outside-frame", offset)
+
+
+def _run_state(domain: Domain) -> RunState:
+    if domain.dying:
+        return RunState.DYING
+    if domain.crash is not None:
+        return RunState.CRASHED
+    if domain.shutdown_reason is not None:
+        return RunState.SHUTDOWN
+    if domain.paused:
+        return RunState.PAUSED
+    if all(vcpu.state is not VcpuState.RUNNABLE for vcpu in domain.vcpus):
+        return RunState.BLOCKED
+    return RunState.RUNNING
