@@ -100,6 +100,7 @@ _EFER_NXE: Final = 0x800
 _FCW_RESET: Final = 0x37F
 _MXCSR_RESET: Final = 0x1F80
 
+_LAST_MADDR: Final = (1 << 64) - 1
 _NO_EXIT: Final = 0xFFFFFFFF
 _KEPT_APART: Final = EFLAGS_ARITHMETIC | EFLAGS_DF
 _DESCRIPTOR_B: Final = 1 << 22
@@ -406,7 +407,7 @@ class Cpu:
             stubs = uc.native_stubs()
             assert stubs is not None
             user = ctypes.addressof(self._block_clock)
-            self._engine.hook(uc.UC_HOOK_BLOCK, stubs[0], user)
+            self._engine.hook(uc.UC_HOOK_BLOCK, stubs[0], user=user)
             self._run = self._run_by_blocks if self.is_live else self._run_copied
 
     def _set_hooks(self) -> None:
@@ -414,7 +415,10 @@ class Cpu:
         self._set_interrupt_hook()
         invalid = self.traps.invalid_opcode if self.is_live else self._invalid_opcode_copied
         engine.hook(uc.UC_HOOK_INSN_INVALID, uc.InvalidCallback(invalid))
-        engine.hook(uc.UC_HOOK_MEM_UNMAPPED, uc.UnmappedCallback(self._on_unmapped))
+        beyond_ram = (self.memory.size_bytes, _LAST_MADDR)
+        engine.hook(
+            uc.UC_HOOK_MEM_UNMAPPED, uc.UnmappedCallback(self._on_unmapped), addresses=beyond_ram
+        )
         for instruction, callback in (
             (uc.UC_X86_INS_IN, uc.InCallback(self._on_in)),
             (uc.UC_X86_INS_OUT, uc.OutCallback(self._on_out)),
@@ -449,7 +453,7 @@ class Cpu:
         table.default = ctypes.cast(default, ctypes.c_void_p).value
         table.old_exception = self._state + 4 * OLD_EXCEPTION
         self._vector_table = (table, default, callbacks)
-        engine.hook(uc.UC_HOOK_INTR, stubs[1], ctypes.addressof(table))
+        engine.hook(uc.UC_HOOK_INTR, stubs[1], user=ctypes.addressof(table))
 
     # Ways to run
 
