@@ -128,6 +128,7 @@ class Abi:
 
     def __init__(self, document: dict[str, Any], arch: str) -> None:
         self.arch = arch
+        self._architectures = set(document["architectures"])
         self.headers: str = document["interface"]["headers"]
         self.interface_version: int = document["interface"]["version"]
         self.word: int = document["architectures"][arch]["word"]
@@ -198,7 +199,20 @@ class Abi:
     def _members(
         self, raws: dict[str, Any], place: str, fields: dict[str, Any]
     ) -> tuple[Member, ...]:
-        return tuple(self._member(raws, f"{place}.{n}", n, raw) for n, raw in fields.items())
+        return tuple(
+            self._member(raws, f"{place}.{name}", name, raw)
+            for name, raw in fields.items()
+            if self._exists(f"{place}.{name}", raw)
+        )
+
+    def _exists(self, place: str, raw: dict[str, Any]) -> bool:
+        """Say whether this architecture has the field: it does when the field has its offset."""
+        if "type" not in raw:
+            return True
+        unknown = raw.keys() - self._architectures - {"type"}
+        if unknown:
+            raise ValueError(f"{place}: unknown keys {', '.join(sorted(unknown))}")
+        return self.arch in raw
 
     def _member(self, raws: dict[str, Any], place: str, name: str, raw: dict[str, Any]) -> Member:
         kinds: tuple[Kind, Kind] = ("struct", "union")

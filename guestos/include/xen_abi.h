@@ -453,10 +453,12 @@ typedef uint32_t RING_IDX;
 #define GNTCOPY_source_gref 1
 #define GNTCOPY_dest_gref 2
 
-/* grant_limits */
+/* grant_reserved */
 #define GNTTAB_NR_RESERVED_ENTRIES 8
 #define GNTTAB_RESERVED_CONSOLE 0
 #define GNTTAB_RESERVED_XENSTORE 1
+
+/* grant_cache_flags */
 #define GNTTAB_CACHE_CLEAN 1
 #define GNTTAB_CACHE_INVAL 2
 #define GNTTAB_CACHE_SOURCE_GREF 0x80000000U
@@ -598,12 +600,16 @@ typedef uint32_t RING_IDX;
 #define VDISK_REMOVABLE 2
 #define VDISK_READONLY 4
 
-/* netif_flags */
+/* netif_tx_flags */
 #define NETTXF_csum_blank 1
 #define NETTXF_data_validated 2
 #define NETTXF_more_data 4
 #define NETTXF_extra_info 8
+
+/* netif_limits */
 #define XEN_NETIF_MAX_TX_SIZE 0xFFFF
+
+/* netif_extra */
 #define XEN_NETIF_EXTRA_TYPE_NONE 0
 #define XEN_NETIF_EXTRA_TYPE_GSO 1
 #define XEN_NETIF_EXTRA_TYPE_MCAST_ADD 2
@@ -614,11 +620,15 @@ typedef uint32_t RING_IDX;
 #define XEN_NETIF_GSO_TYPE_NONE 0
 #define XEN_NETIF_GSO_TYPE_TCPV4 1
 #define XEN_NETIF_GSO_TYPE_TCPV6 2
+
+/* netif_rx_flags */
 #define NETRXF_data_validated 1
 #define NETRXF_csum_blank 2
 #define NETRXF_more_data 4
 #define NETRXF_extra_info 8
 #define NETRXF_gso_prefix 16
+
+/* netif_status */
 #define NETIF_RSP_DROPPED (-2)
 #define NETIF_RSP_ERROR (-1)
 #define NETIF_RSP_OKAY 0

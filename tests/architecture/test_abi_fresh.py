@@ -56,6 +56,7 @@ def test_check_names_stale_files_and_writes_none(copy: Path) -> None:
     ("text", "mistake", "complaint"),
     [
         ("val: {type: uint64, x86_32p: 8}", "val: {type: uint64, x86_32p: 4}", "mmu_update.val"),
+        ("val: {type: uint64, x86_32p: 8}", "val: {type: uint64, x86_32: 8}", "keys x86_32"),
         ("size: {x86_32p: 16}", "size: {x86_32p: 20}", "but the size is 20"),
         ('ureqs: "mmu_update*"', 'ureqs: "mmu_updates*"', "no type mmu_updates"),
         ("arg: sched_poll", "arg: sched_pole", "no structure sched_pole"),

@@ -774,10 +774,12 @@ GNTMAP_guest_avail_mask: Final = 0xFFFF0000
 GNTCOPY_source_gref: Final = 1
 GNTCOPY_dest_gref: Final = 2
 
-# grant_limits, public/grant_table.h
+# grant_reserved, public/grant_table.h
 GNTTAB_NR_RESERVED_ENTRIES: Final = 8
 GNTTAB_RESERVED_CONSOLE: Final = 0
 GNTTAB_RESERVED_XENSTORE: Final = 1
+
+# grant_cache_flags, public/grant_table.h
 GNTTAB_CACHE_CLEAN: Final = 1
 GNTTAB_CACHE_INVAL: Final = 2
 GNTTAB_CACHE_SOURCE_GREF: Final = 0x80000000
@@ -1011,12 +1013,16 @@ VDISK_CDROM: Final = 1
 VDISK_REMOVABLE: Final = 2
 VDISK_READONLY: Final = 4
 
-# netif_flags, public/io/netif.h
+# netif_tx_flags, public/io/netif.h
 NETTXF_csum_blank: Final = 1
 NETTXF_data_validated: Final = 2
 NETTXF_more_data: Final = 4
 NETTXF_extra_info: Final = 8
+
+# netif_limits, public/io/netif.h
 XEN_NETIF_MAX_TX_SIZE: Final = 0xFFFF
+
+# netif_extra, public/io/netif.h
 XEN_NETIF_EXTRA_TYPE_NONE: Final = 0
 XEN_NETIF_EXTRA_TYPE_GSO: Final = 1
 XEN_NETIF_EXTRA_TYPE_MCAST_ADD: Final = 2
@@ -1027,11 +1033,15 @@ XEN_NETIF_EXTRA_FLAG_MORE: Final = 1
 XEN_NETIF_GSO_TYPE_NONE: Final = 0
 XEN_NETIF_GSO_TYPE_TCPV4: Final = 1
 XEN_NETIF_GSO_TYPE_TCPV6: Final = 2
+
+# netif_rx_flags, public/io/netif.h
 NETRXF_data_validated: Final = 1
 NETRXF_csum_blank: Final = 2
 NETRXF_more_data: Final = 4
 NETRXF_extra_info: Final = 8
 NETRXF_gso_prefix: Final = 16
+
+# netif_status, public/io/netif.h
 NETIF_RSP_DROPPED: Final = -2
 NETIF_RSP_ERROR: Final = -1
 NETIF_RSP_OKAY: Final = 0

@@ -5,7 +5,7 @@ import struct
 from typing import cast
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xenlite.abi import x86_32p
@@ -42,6 +42,7 @@ def test_size_of_a_structure_is_its_layout(name: str) -> None:
 
 
 @every_structure
+@settings(max_examples=20)
 @given(data=st.data())
 def test_packing_undoes_unpacking(name: str, data: st.DataObject) -> None:
     cls = STRUCTURES[name]
