@@ -138,8 +138,9 @@ class Abi:
             for name, raw in document["types"].items()
         }
         self.layouts: dict[str, Layout] = {}
-        for name in document["structures"]:
-            self._load(document["structures"], name)
+        for name, raw in document["structures"].items():
+            if arch in raw["size"]:
+                self._load(document["structures"], name)
         self.hypercalls = [_hypercall(n, raw) for n, raw in document["hypercalls"].items()]
         self.constants = self._groups(document["constants"])
         self.conventions = self._groups(document["conventions"])
@@ -209,10 +210,13 @@ class Abi:
         """Say whether this architecture has the field: it does when the field has its offset."""
         if "type" not in raw:
             return True
-        unknown = raw.keys() - self._architectures - {"type"}
+        self._refuse_unknown(place, raw, {"type"})
+        return self.arch in raw
+
+    def _refuse_unknown(self, place: str, raw: dict[str, Any], known: set[str]) -> None:
+        unknown = raw.keys() - self._architectures - known
         if unknown:
             raise ValueError(f"{place}: unknown keys {', '.join(sorted(unknown))}")
-        return self.arch in raw
 
     def _member(self, raws: dict[str, Any], place: str, name: str, raw: dict[str, Any]) -> Member:
         kinds: tuple[Kind, Kind] = ("struct", "union")
@@ -244,11 +248,13 @@ class Abi:
         header = raw.get("header", "")
         constants = []
         for key, item in raw["values"].items():
-            value = item if isinstance(item, dict) else {"value": item}
+            entry = item if isinstance(item, dict) else {"value": item}
+            self._refuse_unknown(key, entry, {"value", "c", "arg"})
             c_name = raw.get("c_prefix", "") + key
-            c = value.get("c", c_name if header else "")
-            number = value[self.arch] if self.arch in value else value["value"]
-            constants.append(Constant(key, number, c, c_name, value.get("arg", ""), ""))
+            c = entry.get("c", c_name if header else "")
+            value = entry.get(self.arch, entry.get("value"))
+            if value is not None:
+                constants.append(Constant(key, value, c, c_name, entry.get("arg", ""), ""))
         reasons = raw.get("unimplemented", {})
         unimplemented = {op: reason for reason, ops in reasons.items() for op in ops}
         names = raw.get("names", "")
