@@ -35,8 +35,8 @@ from xenlite.dom0.ring import Consumer, Place, Producer
 from xenlite.errors import PeerError
 
 if TYPE_CHECKING:
-    from xenlite.doors import GrantMapping, Link
     from xenlite.dom0.ring import Page
+    from xenlite.doors import GrantMapping, Link
 
 IN: Final = Place(
     "console input",

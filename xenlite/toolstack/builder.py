@@ -12,6 +12,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
+    ENOMEM,
     FLAT_RING1_CS,
     FLAT_RING1_SS,
     GNTTAB_RESERVED_CONSOLE,
@@ -28,7 +29,6 @@ from xenlite.abi.x86_32p import (
     START_INFO_FIRST_P2M_PFN,
     START_INFO_FLAGS,
     START_INFO_MAGIC,
-    XEN_ABI_NAME,
     START_INFO_MFN_LIST,
     START_INFO_MOD_LEN,
     START_INFO_MOD_START,
@@ -39,10 +39,12 @@ from xenlite.abi.x86_32p import (
     START_INFO_SHARED_INFO,
     START_INFO_STORE_EVTCHN,
     START_INFO_STORE_MFN,
+    XEN_ABI_NAME,
     XEN_PAGE_SHIFT,
     HYPERVISOR_iret,
 )
 from xenlite.doors import VcpuContext
+from xenlite.errors import ConfigError, Fault, Refused
 from xenlite.toolstack.layout import plan, tables
 
 if TYPE_CHECKING:
@@ -113,6 +115,16 @@ def hypercall_page() -> bytes:
     return b"".join(stubs)
 
 
+def _populate(control: Control, domid: int, pages: int) -> list[int]:
+    try:
+        return control.populate(domid, pages)
+    except Refused as refused:
+        if refused.errno != ENOMEM:
+            raise
+        what = f"memory: the machine has no {pages} pages left; --host-memory gives it more"
+        raise ConfigError(Fault(f"domain {control.info(domid).name!r}", what)) from None
+
+
 class _Building:
     """One domain while it is being built; frames are zero until something is written."""
 
@@ -121,7 +133,7 @@ class _Building:
         self.domid = domid
         self.layout = layout
         self.image = image
-        self.mfns = control.populate(domid, layout.nr_pages)
+        self.mfns = _populate(control, domid, layout.nr_pages)
         if not image.extended_cr3:
             self._bring_l3_below_4_gib()
         for pfn, mfn in enumerate(self.mfns):

@@ -15,7 +15,6 @@ without a bound, so that a file of a million ``[`` would end the process.
 from __future__ import annotations
 
 import difflib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,7 +24,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from xenlite.abi.x86_32p import MAX_GUEST_CMDLINE, XEN_LEGACY_MAX_VCPUS
 from xenlite.errors import ConfigError, Fault
-from xenlite.toolstack.domain_config import DomainConfig, Reaction
+from xenlite.toolstack.domain_config import DomainConfig, Reaction, mebibytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -36,7 +35,6 @@ MAX_FILE_BYTES = 1 << 20
 MAX_MEMORY_MIB = 64 << 10  # what a 36-bit physical address reaches
 MIN_MEMORY_MIB = 4  # the smallest initial mapping
 LATER_XL_KEYS = frozenset({"cap", "cpus", "cpu_weight", "disk", "extra", "root", "vfb", "vif"})
-SIZE_UNITS = {"K": 1, "M": 1 << 10, "G": 1 << 20}  # in KiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +48,6 @@ class Entry:
     where: str
     base: Path
     nested: str = ""
-
-
-def _mebibytes(text: str) -> int:
-    """Turn ``32``, ``32M``, ``1G`` or ``65536K`` into MiB."""
-    match = re.fullmatch(r"(\d{1,12})([KMG]?)(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
-    if match is None:
-        raise ValueError(f"{text!r} is not a size; write MiB (32) or a unit (32M, 1G)")
-    kib = int(match[1]) * SIZE_UNITS[match[2].upper() or "M"]
-    if kib % 1024:
-        raise ValueError(f"{text!r} is not a whole number of MiB")
-    return kib // 1024
 
 
 def _reaction(text: str) -> str:
@@ -80,7 +67,7 @@ def _cmdline(text: str) -> str:
 Memory = Annotated[
     int,
     Field(ge=MIN_MEMORY_MIB, le=MAX_MEMORY_MIB),
-    BeforeValidator(_mebibytes),
+    BeforeValidator(mebibytes),
     WithJsonSchema(
         {
             "anyOf": [

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import XEN_PAGE_SHIFT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-PAGES_PER_MIB = 1 << (20 - XEN_PAGE_SHIFT)
+SIZE_UNITS: Final = {"K": 1, "M": 1 << 10, "G": 1 << 20}  # in KiB
+PAGES_PER_MIB: Final = 1 << (20 - XEN_PAGE_SHIFT)
 
 
 class Reaction(StrEnum):
@@ -53,3 +55,14 @@ class DomainConfig:
     def max_pages(self) -> int:
         """Return the most memory the domain may have, in 4 KiB pages."""
         return self.maxmem_mib * PAGES_PER_MIB
+
+
+def mebibytes(text: str) -> int:
+    """Turn ``32``, ``32M``, ``1G`` or ``65536K`` into MiB; ValueError says what is wrong."""
+    match = re.fullmatch(r"(\d{1,12})([KMG]?)(?:i?B)?", text.strip(), re.ASCII | re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"{text!r} is not a size; write MiB (32) or a unit (32M, 1G)")
+    kib = int(match[1]) * SIZE_UNITS[match[2].upper() or "M"]
+    if kib % 1024:
+        raise ValueError(f"{text!r} is not a whole number of MiB")
+    return kib // 1024

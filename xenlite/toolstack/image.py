@@ -66,8 +66,8 @@ IMPOSSIBLE_FEATURES: Final = frozenset(
 
 # ELF, 32-bit, little-endian.
 _HEADER: Final = Struct("<16sHHIIIIIHHHHHH")
-_PROGRAM: Final = Struct("<IIIIIIII")
-_SECTION: Final = Struct("<IIIIIIIIII")
+_PROGRAMS: Final = ("program header", Struct("<IIIIIIII"))
+_SECTIONS: Final = ("section header", Struct("<IIIIIIIIII"))
 _NOTE: Final = Struct("<III")
 _ELF_MAGIC: Final = b"\x7fELF"
 _CLASS_32: Final = 1
@@ -165,6 +165,32 @@ def unpack(data: bytes, name: str) -> bytes:
     return data
 
 
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One section of an ELF file; ``contents`` is empty for what the file does not hold."""
+
+    kind: int
+    flags: int
+    vaddr: int
+    size: int
+    link: int
+    contents: memoryview
+
+
+def sections(image: bytes) -> list[Section]:
+    """Read the sections of an unpacked kernel, for explanations: none where they are broken."""
+    reader = _Reader(image, "")
+    found = []
+    try:
+        place = reader.header().sections
+        for _, kind, flags, vaddr, offset, size, link, *_ in reader.table(_SECTIONS, *place):
+            stored = memoryview(image)[offset : offset + size] if kind != _SHT_NOBITS else b""
+            found.append(Section(kind, flags, vaddr, size, link, memoryview(stored)))
+    except ConfigError:
+        return []
+    return found
+
+
 def _expand(unpacker: object, data: bytes, name: str, kind: str) -> bytes:
     image: bytes = unpacker.decompress(data, MAX_IMAGE_BYTES + 1)  # type: ignore[attr-defined]
     if len(image) > MAX_IMAGE_BYTES:
@@ -189,15 +215,15 @@ class _Reader:
         return _fault(self.name, what)
 
     def image(self) -> KernelImage:
-        header = self._header()
-        programs = list(self._table("program header", _PROGRAM, *header.programs))
+        header = self.header()
+        programs = list(self.table(_PROGRAMS, *header.programs))
         claims = self._claims(header, programs)
         self._check_claims(claims)
         return self._place(header, programs, claims)
 
     # -- headers ------------------------------------------------------------------------------
 
-    def _header(self) -> _Header:
+    def header(self) -> _Header:
         data = self.data
         if data[:4] != _ELF_MAGIC:
             raise self.fail(_what_it_is(data))
@@ -214,9 +240,10 @@ class _Reader:
             raise self.fail(f"not a linked kernel but an ELF file of type {kind}")
         return _Header(entry, (phoff, phnum, phsize), (shoff, shnum, shsize), names)
 
-    def _table(
-        self, what: str, layout: Struct, offset: int, count: int, size: int
+    def table(
+        self, table: tuple[str, Struct], offset: int, count: int, size: int
     ) -> Iterator[tuple[int, ...]]:
+        what, layout = table
         if not count:
             return
         if count > MAX_HEADERS:
@@ -243,7 +270,7 @@ class _Reader:
                 self._notes(claims, offset, size)
         if claims.found:
             return claims
-        sections = list(self._table("section header", _SECTION, *header.sections))
+        sections = list(self.table(_SECTIONS, *header.sections))
         for _, kind, _, _, offset, size, *_ in sections:
             if kind == _SHT_NOTE:
                 self._notes(claims, offset, size)

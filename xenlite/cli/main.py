@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``xenlite <verb>``: read the arguments, do the verb, return the exit status.
+
+Each verb imports what it needs when it runs: a domain may take 200 ms from the start of the process
+to its kernel's first line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, override
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EXIT_ERROR = 1
+EXIT_STATUS_HELP = """\
+exit status:
+  0         the domain powered off
+  1         xenlite's own error: a bad file, too little memory
+  16+N      the domain shut down for reason N: 17 reboot, 18 suspend, 19 crash, 20 watchdog;
+            at most 123
+  124       the time given with --timeout was up
+  130       the user left (Ctrl-] on a terminal, Ctrl-C elsewhere)
+  128+S     ended by signal S
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line; return its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.verb(options)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        lines = _in_the_users_words(error)
+        if lines is None:
+            raise
+        sys.stderr.write("".join(f"xenlite: {line}\n" for line in lines))
+        return EXIT_ERROR
+    return status
+
+
+def _in_the_users_words(error: Exception) -> list[str] | None:
+    """Return the lines for an error that the user can mend; None for a fault of xenlite."""
+    from xenlite.errors import ConfigError, Refused
+
+    if isinstance(error, ConfigError):
+        return [str(fault) for fault in error.faults]
+    return [str(error)] if isinstance(error, Refused) else None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="xenlite",
+        description="Run kernels ported to Xen on an emulated CPU: no root, no KVM, no Xen.",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_run(verbs, "run", "run a domain here, with its console on this terminal")
+    _add_run(
+        verbs,
+        "create",
+        "make a domain; today the same as `run`: it stays in the foreground with the console"
+        " joined. A later version will start it in a background host and return at once",
+    )
+    check = verbs.add_parser("check", help="read a domain's file and its kernel, and run nothing")
+    _add_config(check)
+    check.set_defaults(verb=_check)
+    schema = verbs.add_parser("schema", help="print the JSON Schema of dom.yaml, for editors")
+    schema.set_defaults(verb=_schema)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Look the version up only when it is asked for: that reads the package's metadata."""
+
+    @override
+    def __call__(self, *_: object) -> NoReturn:
+        sys.stdout.write(f"xenlite {_version()}\n")
+        sys.exit(0)
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="dom.yaml", help="the domain's file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="replace keys of the file"
+    )
+
+
+def _add_run(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
+) -> None:
+    parser = verbs.add_parser(
+        name,
+        help=what,
+        description=what[0].upper() + what[1:] + ". Ctrl-] leaves and destroys the domain.",
+        epilog=EXIT_STATUS_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_config(parser)
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only errors of ours")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="say why each refused hypercall was refused"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, metavar="SECONDS", help="give up then, with status 124"
+    )
+    parser.add_argument("--log", type=Path, metavar="FILE", help="keep the console's output")
+    parser.add_argument(
+        "--host-memory", type=_megabytes, metavar="SIZE", help="memory of the machine (1G)"
+    )
+    parser.add_argument(
+        "--audit", action="store_true", help="recompute every invariant while it runs (slow)"
+    )
+    parser.set_defaults(verb=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from xenlite.cli.run import run
+
+    return run(options)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from xenlite.cli.run import load
+    from xenlite.toolstack.layout import plan
+    from xenlite.toolstack.lifecycle import Guest
+
+    config = load(options.config, options.overrides)
+    guest = Guest(config)
+    layout = plan(
+        guest.image,
+        ramdisk_size=len(guest.ramdisk),
+        nr_pages=config.pages,
+        where=f"domain {config.name!r}",
+    )
+    system = guest.image.guest_os or "a kernel that does not say its name"
+    sys.stdout.write(
+        f"{options.config}: {config.name}: {system}, entry {guest.image.entry:#x},"
+        f" {layout.mapped_pages} of {layout.nr_pages} pages mapped at the start\n"
+    )
+    return 0
+
+
+def _schema(_options: argparse.Namespace) -> int:
+    import json
+
+    from xenlite.toolstack.config import json_schema
+
+    sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+    return 0
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("xenlite")
+    except PackageNotFoundError:
+        return "(not installed: run from its source)"
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
+
+
+def _megabytes(text: str) -> int:
+    from xenlite.toolstack.domain_config import mebibytes
+
+    try:
+        return mebibytes(text) << 20
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``xenlite run``: one domain in this process, its console on the user's terminal."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from pathlib import Path
+
+    from xenlite.toolstack.domain_config import DomainConfig
+
+ASSEMBLY_SUFFIXES = frozenset({".s", ".S"})
+
+
+def load(path: Path, overrides: list[str]) -> DomainConfig:
+    """Read a domain's file; a kernel given as assembly is assembled, or taken from the cache."""
+    from xenlite.toolstack.config import load
+
+    config = load(path, overrides)
+    if config.kernel.suffix in ASSEMBLY_SUFFIXES:
+        from xenlite.devkit.assembler import build_kernel
+
+        return replace(config, kernel=build_kernel(config.kernel))
+    return config
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the domain of ``options.config``; return the exit status."""
+    config = load(options.config, options.overrides)
+
+    from xenlite.cli.terminal import Output, Terminal
+    from xenlite.hypervisor import Hypervisor
+    from xenlite.machine.clock import HostClock
+    from xenlite.machine.memory import DEFAULT_SIZE_BYTES
+    from xenlite.toolstack.console_log import LogFile
+    from xenlite.toolstack.host import Host, Voice
+
+    with ExitStack() as cleanup:
+        log = None
+        if options.log is not None:
+            log = LogFile(options.log)
+            cleanup.callback(log.close)
+        clock = HostClock()
+        hypervisor = Hypervisor(options.host_memory or DEFAULT_SIZE_BYTES, clock)
+        output = Output(
+            sys.stdout.fileno(),
+            gives_up=lambda: host.has_to_end(),
+            broken=lambda: host.leave(128 + signal.SIGPIPE),
+        )
+
+        def console(_domid: int, data: bytes) -> None:
+            if log is not None:
+                log.write(data)
+            if not options.quiet:
+                output.write(data)
+
+        host = Host(hypervisor, clock, Voice(console, _say))
+        cleanup.callback(host.close)
+        with Terminal(typed=host.feed, wants_input=host.wants_input, leave=host.leave):
+            return host.run(
+                [config],
+                timeout_s=options.timeout,
+                audits=options.audit,
+                explains=options.verbose,
+            )
+
+
+def _say(text: str) -> None:
+    """Write one of our own lines beside the guest's."""
+    os.write(sys.stderr.fileno(), f"xenlite: {text}\n".encode(errors="backslashreplace"))

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Keep what a domain prints: the last of it in memory always, all of it in a file if asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from xenlite.errors import ConfigError, Fault
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TAIL_BYTES: Final = 16 << 10
+# A guest that prints without end fills two files of this size and no more.
+FILE_BYTES: Final = 64 << 20
+
+
+class ConsoleTail:
+    """The last TAIL_BYTES of a console."""
+
+    def __init__(self) -> None:
+        self._kept = bytearray()
+
+    def write(self, data: bytes) -> None:
+        """Append output; the oldest goes."""
+        self._kept += data
+        # Cut rarely, so that short writes do not each move the whole tail.
+        if len(self._kept) > 2 * TAIL_BYTES:
+            del self._kept[:-TAIL_BYTES]
+
+    def lines(self, count: int) -> list[str]:
+        """Return the last lines, readable whatever the guest wrote."""
+        text = bytes(self._kept[-TAIL_BYTES:]).decode("utf-8", "backslashreplace")
+        lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
+        return [_readable(line) for line in lines[-count:]]
+
+
+class LogFile:
+    """A log on disk; at FILE_BYTES it moves to ``<name>.1`` and a new one begins."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._size = 0
+        self._file = self._open()
+
+    def _open(self) -> BinaryIO:
+        try:
+            return self._path.open("wb", buffering=0)
+        except OSError as error:
+            raise ConfigError(Fault(str(self._path), f"{error.strerror} (--log)")) from None
+
+    def write(self, data: bytes) -> None:
+        """Append output, at once: nothing is lost if the process is killed."""
+        if self._size + len(data) > FILE_BYTES:
+            self._file.close()
+            self._path.replace(self._path.with_name(self._path.name + ".1"))
+            self._file = self._open()
+            self._size = 0
+        self._file.write(data)
+        self._size += len(data)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _readable(line: str) -> str:
+    return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line)

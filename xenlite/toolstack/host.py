@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Compose a host: the hypervisor, Dom0's backends and the toolstack. Nothing else knows them all.
+
+``Host.run`` is the whole life of ``xenlite run``: start the domains, run until each has ended for
+good, and say how the run ended. What comes from outside (typed input, a wish to leave) may come
+from any thread or signal handler: it is only noted, and the hypervisor is woken.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from xenlite.abi.x86_32p import SHUTDOWN_poweroff, SHUTDOWN_reboot
+from xenlite.doors import RunState
+from xenlite.toolstack.console_log import ConsoleTail
+from xenlite.toolstack.domain_config import Reaction
+from xenlite.toolstack.lifecycle import Guest, exit_status, reaction, reason_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from xenlite.doors import Refusal
+    from xenlite.errors import PeerError
+    from xenlite.hypervisor import Hypervisor
+    from xenlite.machine.clock import Clock
+    from xenlite.toolstack.domain_config import DomainConfig
+
+EXIT_TIMEOUT: Final = 124
+ENDED: Final = frozenset({RunState.SHUTDOWN, RunState.CRASHED})
+AUDIT_PERIOD_NS: Final = 500_000_000
+MAX_WAITING_INPUT: Final = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Where a host speaks: ``console`` takes what domains print, ``say`` takes our own lines."""
+
+    console: Callable[[int, bytes], None]
+    say: Callable[[str], None]
+
+
+class Host:
+    """One machine with its domains, in this process."""
+
+    def __init__(self, hypervisor: Hypervisor, clock: Clock, voice: Voice) -> None:
+        self._hypervisor = hypervisor
+        self._control = hypervisor.control()
+        self._link = hypervisor.link(0)
+        self._clock = clock
+        self._voice = voice
+        self._guests: list[Guest] = []
+        self._tails: defaultdict[int, ConsoleTail] = defaultdict(ConsoleTail)
+        self._leave_status: int | None = None
+        self._deadline_ns: int | None = None
+        self._audits = False
+        self._next_audit_ns = 0
+        hypervisor.console_output = self._print
+
+    def run(
+        self,
+        configs: Sequence[DomainConfig],
+        *,
+        timeout_s: float | None = None,
+        audits: bool = False,
+        explains: bool = False,
+    ) -> int:
+        """Run domains until all have ended for good; return the exit status.
+
+        That is the one of the first domain that did not power off, EXIT_TIMEOUT when the time was
+        up, or what ``leave`` asked for. ``audits`` recomputes every invariant as it goes;
+        ``explains`` says why each refused hypercall was refused.
+        """
+        self._audits = audits
+        if explains:
+            self._hypervisor.on_refused = self._explain
+        self._guests = [Guest(config) for config in configs]
+        if timeout_s is not None:
+            self._deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
+        try:
+            for guest in self._guests:
+                self._start(guest)
+            return self._until_all_ended()
+        finally:
+            for guest in self._guests:
+                guest.stop()
+
+    def close(self) -> None:
+        """Give the machine back."""
+        self._hypervisor.close()
+
+    def leave(self, status: int) -> None:
+        """End the run with ``status``, soon. From any thread or signal handler."""
+        if self._leave_status is None:
+            self._leave_status = status
+        self._hypervisor.kick()
+
+    def has_to_end(self) -> bool:
+        """Tell whether the run is over whatever the domains do: left, or out of time."""
+        deadline_ns = self._deadline_ns
+        late = deadline_ns is not None and self._clock.monotonic_ns() >= deadline_ns
+        return late or self._leave_status is not None
+
+    def feed(self, data: bytes) -> None:
+        """Type on the first domain's console. From any thread."""
+
+        def type_it() -> None:
+            console = self._guests[0].console
+            if console is not None:
+                console.feed(data)
+
+        self._link.defer(type_it)
+        self._hypervisor.kick()
+
+    def wants_input(self) -> bool:
+        """Tell whether the first domain keeps up with what is typed. From any thread."""
+        console = self._guests[0].console if self._guests else None
+        return console is not None and console.waiting_bytes < MAX_WAITING_INPUT
+
+    # -- the run ------------------------------------------------------------------------------
+
+    def _until_all_ended(self) -> int:
+        status = 0
+        preserved: set[int] = set()
+        while True:
+            self._hypervisor.run(lambda: self._has_news(preserved), self._deadline_ns)
+            if self._leave_status is not None:
+                return status if preserved else self._leave_status
+            for guest in self._guests:
+                domid = _domid(guest)
+                if domid is None or domid in preserved or not self._has_ended(domid):
+                    continue
+                ended, kept = self._react(guest)
+                status = status or ended
+                if kept:
+                    preserved.add(domid)
+            if all(guest.domain is None for guest in self._guests):
+                self._audit()
+                return status
+            if self.has_to_end():
+                return EXIT_TIMEOUT
+
+    def _has_news(self, preserved: set[int]) -> bool:
+        if self._audits and self._clock.monotonic_ns() >= self._next_audit_ns:
+            self._audit()
+        if self._leave_status is not None:
+            return True
+        return any(
+            domid not in preserved and self._has_ended(domid)
+            for domid in map(_domid, self._guests)
+            if domid is not None
+        )
+
+    def _has_ended(self, domid: int) -> bool:
+        return self._control.info(domid).state in ENDED
+
+    def _audit(self) -> None:
+        if self._audits:
+            wrong = self._control.audit()
+            assert not wrong, "audit:\n" + "\n".join(wrong)
+            self._next_audit_ns = self._clock.monotonic_ns() + AUDIT_PERIOD_NS
+
+    def _start(self, guest: Guest) -> None:
+        name = guest.config.name
+
+        def broken(error: PeerError) -> None:
+            self._voice.say(f"domain {name!r} broke its console: {error}")
+
+        guest.start(self._control, self._link, sink=self._print, broken=broken)
+
+    def _print(self, domid: int, data: bytes) -> None:
+        self._tails[domid].write(data)
+        self._voice.console(domid, data)
+
+    def _react(self, guest: Guest) -> tuple[int, bool]:
+        """Do what the owner wants with an ended domain: its exit status, and whether it stays."""
+        domain = guest.domain
+        assert domain is not None
+        assert guest.console is not None
+        guest.console.pump()
+        info = self._control.info(domain.domid)
+        reason = info.shutdown_reason
+        assert reason is not None, f"domain {domain.domid} ended without a reason"
+        self._report(guest, reason)
+        wish = reaction(guest.config, reason)
+        if wish is Reaction.PRESERVE:
+            self._voice.say(f"domain {guest.config.name!r} is preserved")
+            return exit_status(reason), True
+        guest.stop()
+        self._tails.pop(domain.domid, None)
+        if wish is Reaction.RESTART:
+            if guest.restarts.allows(self._clock.monotonic_ns()):
+                self._start(guest)
+                return 0, False
+            self._voice.say(f"domain {guest.config.name!r} restarts too often: left as it is")
+        return exit_status(reason), False
+
+    def _explain(self, refusal: Refusal) -> None:
+        from xenlite.toolstack.crash_report import refusal_line
+
+        guest = next(one for one in self._guests if _domid(one) == refusal.domid)
+        self._voice.say(f"{guest.config.name}: {refusal_line(refusal, guest.symbols())}")
+
+    def _report(self, guest: Guest, reason: int) -> None:
+        domain = guest.domain
+        assert domain is not None
+        name = guest.config.name
+        record = self._control.crash_record(domain.domid)
+        if record is not None:
+            from xenlite.toolstack.crash_report import crash_report
+
+            tail = self._tails[domain.domid].lines(20)
+            self._voice.say(crash_report(self._control, name, record, guest.symbols(), tail))
+        elif reason not in (SHUTDOWN_poweroff, SHUTDOWN_reboot):
+            self._voice.say(f"domain {name!r} shut down: {reason_name(reason)}")
+
+
+def _domid(guest: Guest) -> int | None:
+    return None if guest.domain is None else guest.domain.domid

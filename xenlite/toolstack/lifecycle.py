@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bring one domain to life, and decide what becomes of it when it shuts down."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+from xenlite.abi.x86_32p import (
+    SHUTDOWN_NAMES,
+    SHUTDOWN_poweroff,
+    SHUTDOWN_reboot,
+    SHUTDOWN_soft_reset,
+)
+from xenlite.dom0.console import Console
+from xenlite.errors import ConfigError, Fault
+from xenlite.toolstack.builder import BuiltDomain, build
+from xenlite.toolstack.domain_config import Reaction
+from xenlite.toolstack.image import MAX_IMAGE_BYTES, parse_kernel, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from xenlite.doors import Control, Link
+    from xenlite.errors import PeerError
+    from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.symbols import Symbols
+
+# A domain that restarts more often than this within the window is in a loop.
+RESTARTS: Final = 5
+RESTART_WINDOW_NS: Final = 60 * 10**9
+
+EXIT_POWEROFF: Final = 0
+EXIT_SHUTDOWN_BASE: Final = 16
+EXIT_SHUTDOWN_LAST: Final = 123  # 124 is a timeout's, and shells use what follows
+
+
+def exit_status(reason: int) -> int:
+    """Return the exit status for a shutdown reason, which a guest may choose from 0 to 255."""
+    if reason == SHUTDOWN_poweroff:
+        return EXIT_POWEROFF
+    return min(EXIT_SHUTDOWN_BASE + reason, EXIT_SHUTDOWN_LAST)
+
+
+def reason_name(reason: int) -> str:
+    """Name a shutdown reason; guests of the older call may give any number."""
+    name = SHUTDOWN_NAMES.get(reason)
+    return f"reason {reason}" if name is None else name.removeprefix("SHUTDOWN_")
+
+
+def reaction(config: DomainConfig, reason: int) -> Reaction:
+    """Say what the owner wants done: a reason that is no poweroff and no reboot is a crash."""
+    if reason == SHUTDOWN_poweroff:
+        return config.on_poweroff
+    if reason in (SHUTDOWN_reboot, SHUTDOWN_soft_reset):
+        return config.on_reboot
+    return config.on_crash
+
+
+class RestartLimit:
+    """Allow RESTARTS restarts in any RESTART_WINDOW_NS, so that a boot loop ends."""
+
+    def __init__(self) -> None:
+        self._at: deque[int] = deque()
+
+    def allows(self, now_ns: int) -> bool:
+        """Tell whether one more restart is allowed now, and count it if so."""
+        while self._at and now_ns - self._at[0] >= RESTART_WINDOW_NS:
+            self._at.popleft()
+        if len(self._at) >= RESTARTS:
+            return False
+        self._at.append(now_ns)
+        return True
+
+
+class Guest:
+    """One configured domain: its files, read once; and the domain that runs them, if one does."""
+
+    def __init__(self, config: DomainConfig) -> None:
+        self.config = config
+        self._kernel_file = read_file(config.kernel)
+        self.image = parse_kernel(self._kernel_file, str(config.kernel))
+        self._symbols: Symbols | None = None
+        self.ramdisk = b"" if config.ramdisk is None else read_file(config.ramdisk)
+        self.restarts = RestartLimit()
+        self.domain: BuiltDomain | None = None
+        self.console: Console | None = None
+        self._undo = ExitStack()
+
+    def start(
+        self,
+        control: Control,
+        link: Link,
+        *,
+        sink: Callable[[int, bytes], None],
+        broken: Callable[[PeerError], None],
+    ) -> BuiltDomain:
+        """Build the domain, join its console to ``sink(domid, bytes)`` and let it run."""
+        assert self.domain is None, f"{self.config.name} runs already"
+        with ExitStack() as undo:
+            domain = build(control, self.config, self.image, self.ramdisk, undo)
+            console = Console(
+                link,
+                domain.domid,
+                domain.console_port,
+                sink=partial(sink, domain.domid),
+                broken=broken,
+            )
+            undo.callback(console.close)
+            control.unpause(domain.domid)
+            self._undo = undo.pop_all()
+        self.domain, self.console = domain, console
+        return domain
+
+    def symbols(self) -> Symbols:
+        """Return the labels of the kernel, read when they are first asked for."""
+        if self._symbols is None:
+            from xenlite.toolstack.symbols import read_symbols
+
+            self._symbols = read_symbols(unpack(self._kernel_file, self.config.kernel_name))
+        return self._symbols
+
+    def stop(self) -> None:
+        """Take the domain apart, if there is one; its last output reaches the console first."""
+        self.domain = self.console = None
+        self._undo.close()
+
+
+def read_file(path: Path) -> bytes:
+    """Read a whole file of the user's; ConfigError where it cannot be read or is too large."""
+    try:
+        if not path.is_file():
+            what = "not a regular file" if path.exists() else "no such file"
+            raise ConfigError(Fault(str(path), what))
+        with path.open("rb") as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(Fault(str(path), error.strerror or str(error))) from None
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ConfigError(Fault(str(path), f"larger than {MAX_IMAGE_BYTES >> 20} MiB"))
+    return data
