@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, override
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,13 @@ exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.version:
+        sys.stdout.write(f"xenlite {_version()}\n")
+        return 0
+    if "verb" not in options:
+        parser.error("which verb?")
     try:
         status: int = options.verb(options)
     except KeyboardInterrupt:
@@ -58,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="xenlite",
         description="Run kernels ported to Xen on an emulated CPU: no root, no KVM, no Xen.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and leave")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    verbs = parser.add_subparsers(metavar="VERB")
     _add_run(verbs, "run", "run a domain here, with its console on this terminal")
     _add_run(
         verbs,
@@ -73,15 +79,6 @@ def _parser() -> argparse.ArgumentParser:
     schema = verbs.add_parser("schema", help="print the JSON Schema of dom.yaml, for editors")
     schema.set_defaults(verb=_schema)
     return parser
-
-
-class _Version(argparse.Action):
-    """Look the version up only when it is asked for: that reads the package's metadata."""
-
-    @override
-    def __call__(self, *_: object) -> NoReturn:
-        sys.stdout.write(f"xenlite {_version()}\n")
-        sys.exit(0)
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
