@@ -70,6 +70,7 @@ class Hole:
         tables = -(-max_vcpus // _VCPUS_PER_TABLE)
         self._tables = [machine.frames.allocate_xen() for _ in range(tables)]
         self._tss_mfn = machine.frames.allocate_xen()
+        self._scratch_mfn = machine.frames.allocate_xen()
         pdes = [0] * (ENTRIES - HOLE_SLOT)
         pdes[: len(m2p.pdes)] = m2p.pdes
         at = ((DESCRIPTOR_BASE >> L2_SHIFT) & INDEX_MASK) - HOLE_SLOT
@@ -94,6 +95,11 @@ class Hole:
         """Return the machine address of the TSS of a vCPU."""
         return (self._tss_mfn << PAGE_SHIFT) + vcpu * TSS_STRIDE
 
+    @property
+    def scratch_maddr(self) -> int:
+        """Return a page of the hypervisor's own, mapped nowhere, to gather a request in."""
+        return self._scratch_mfn << PAGE_SHIFT
+
     def map(self, vaddr: int, mfn: int) -> None:
         """Map a frame read-only into the descriptor area."""
         self._set(vaddr, (mfn << PAGE_SHIFT) | _READ_ONLY)
@@ -104,7 +110,7 @@ class Hole:
 
     def release(self) -> None:
         """Give the hole's own frames back; the domain must not run again."""
-        for mfn in (*self._tables, self._tss_mfn):
+        for mfn in (*self._tables, self._tss_mfn, self._scratch_mfn):
             self._frames.drop_allocation(mfn)
 
     def _set(self, vaddr: int, entry: int) -> None:

@@ -153,35 +153,55 @@ class PageTables:
 
         Raises Refused: EINVAL for bits, EBUSY for a frame that may not be mapped so.
         """
-        m64 = self._m64
-        old = m64[slot]
+        old = self._m64[slot]
+        if old == new:
+            return
+        changed = old ^ new
         if new & PTE_P:
             if new & L1_REFUSED:
                 raise Refused(EINVAL, "paging.l1-bits", new)
             mfn = (new & PTE_ADDRESS) >> 12
-            if old & PTE_P and not (old ^ new) & PTE_IDENTITY:
-                m64[slot] = new
-                if old & PTE_A and old != new:
-                    self._tlb.revoke()
-                if not new & PTE_NX and not self._code[mfn]:
+            if old & PTE_P and not changed & PTE_ADDRESS:
+                # The frame keeps its reference: at most the right to write comes or goes.
+                if changed & PTE_RW:
+                    if new & PTE_RW:
+                        self._get_write(mfn)
+                    else:
+                        self._put_write(mfn)
+                self._m64[slot] = new
+                if changed >= PTE_NX and new < PTE_NX and not self._code[mfn]:
                     self._memory.mark_code(mfn, self._engine)
+                if old & PTE_A and not self._tlb.stale:
+                    self._tlb.revoke()
                 return
             if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
                 raise Refused(EBUSY, "frames.not-owned", mfn)
             if new & PTE_RW:
-                if self._kind[mfn] != WRITABLE:
-                    if self._type_count[mfn]:
-                        raise Refused(EBUSY, "paging.writable-page-table", mfn)
-                    self._kind[mfn] = WRITABLE
-                self._type_count[mfn] += 1
+                self._get_write(mfn)
             self._refs[mfn] += 1
-            if not new & PTE_NX and not self._code[mfn]:
+            if new < PTE_NX and not self._code[mfn]:
                 self._memory.mark_code(mfn, self._engine)
-        m64[slot] = new
+        self._m64[slot] = new
         if old & PTE_P:
-            if old & PTE_A:
+            if old & PTE_A and not self._tlb.stale:
                 self._tlb.revoke()
             self._put_l1_entry(old)
+
+    def _get_write(self, mfn: int) -> None:
+        """Take a writable type reference on a frame whose owner was checked."""
+        if self._kind[mfn] != WRITABLE:
+            if self._type_count[mfn]:
+                raise Refused(EBUSY, "paging.writable-page-table", mfn)
+            if self._owner[mfn] != self._domid:
+                raise Refused(EBUSY, "frames.not-owned", mfn)
+            self._kind[mfn] = WRITABLE
+        self._type_count[mfn] += 1
+
+    def _put_write(self, mfn: int) -> None:
+        left = self._type_count[mfn] - 1
+        self._type_count[mfn] = left
+        if not left:
+            self._kind[mfn] = NONE
 
     def set_l2(self, slot: int, new: int) -> None:
         """Replace entry ``slot`` (an index into ``memory.m64``) of a validated L2.
@@ -229,10 +249,7 @@ class PageTables:
     def _put_l1_entry(self, entry: int) -> None:
         mfn = (entry & PTE_ADDRESS) >> 12
         if entry & PTE_RW:
-            left = self._type_count[mfn] - 1
-            self._type_count[mfn] = left
-            if not left:
-                self._kind[mfn] = NONE
+            self._put_write(mfn)
         left = self._refs[mfn] - 1
         if left:
             self._refs[mfn] = left
@@ -371,13 +388,9 @@ class PageTables:
         if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
             raise Refused(EINVAL, "frames.not-owned", mfn)
         if entry & PTE_RW:
-            if self._kind[mfn] != WRITABLE:
-                if self._type_count[mfn]:
-                    raise Refused(EINVAL, "paging.writable-page-table", mfn)
-                self._kind[mfn] = WRITABLE
-            self._type_count[mfn] += 1
+            self._get_write(mfn)
         self._refs[mfn] += 1
-        if not entry & PTE_NX and not self._code[mfn]:
+        if entry < PTE_NX and not self._code[mfn]:
             self._memory.mark_code(mfn, self._engine)
 
     def _promote_l2(self, mfn: int) -> None:

@@ -7,13 +7,13 @@ between entries and restart with the rest (public/xen.h; the preempted count is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
     DOMID_SELF,
     EACCES,
+    EFAULT,
     EINVAL,
     ENOSYS,
     EOPNOTSUPP,
@@ -58,7 +58,7 @@ from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, Restart
 from xenlite.machine.frames import FrameType
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
-from xenlite.machine.x86_32p import PTE_A, PTE_D, PTE_P
+from xenlite.machine.x86_32p import ENTRIES, PTE_A, PTE_D, PTE_P
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
@@ -124,10 +124,10 @@ class MmuCalls:
 
     def mmu_update(self, requests: int, count: int, pdone: int, foreign: int, _: int) -> int:
         """Apply a list of (pointer | command, value) pairs; stop at the first refused one."""
-        domain = self._domain
         paging = self._paging
+        m64 = self._m64
         done = 0
-        if not domain.in_multicall:
+        if not self._domain.in_multicall:
             paging.work_left = WORK_BUDGET
         if count & MMU_UPDATE_PREEMPTED:
             count ^= MMU_UPDATE_PREEMPTED
@@ -136,11 +136,18 @@ class MmuCalls:
         try:
             if foreign != DOMID_SELF and foreign != self._domid:
                 self._check_foreign(foreign)
-            self._guest_memory.check_range(requests, count * SIZEOF_MMU_UPDATE)
-            for pointer, value in self._requests(requests, count):
+            if requests + count * SIZEOF_MMU_UPDATE > HOLE_START:
+                raise Refused(EFAULT, "memory.bad-pointer", requests)
+            at, page_end = 0, 0  # where the next request lies in m64, and where its page ends
+            while finished < count:
                 if paging.work_left <= 0:
                     raise Preempted
                 paging.work_left -= 1
+                if at >= page_end:
+                    at, page_end = self._locate(requests + finished * SIZEOF_MMU_UPDATE)
+                # Copied in once: nothing below reads the request again.
+                pointer, value = m64[at], m64[at + 1]
+                at += 2
                 mfn = pointer >> PAGE_SHIFT
                 if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
                     raise Refused(EINVAL, "frames.not-owned", mfn)
@@ -169,23 +176,19 @@ class MmuCalls:
             self._guest_memory.write_u32(pdone, done + finished)
         return 0
 
-    def _requests(self, vaddr: int, count: int) -> Iterator[tuple[int, int]]:
-        """Copy requests in, a page at a time, each once; Refused where they can't be read."""
-        while count:
-            here = min(count, (PAGE_SIZE - (vaddr & (PAGE_SIZE - 1))) // SIZEOF_MMU_UPDATE)
-            maddr = self._guest_memory.translate_read(vaddr)
-            if maddr is not None and here and not maddr & 7:
-                words = self._m64[maddr >> 3 : (maddr >> 3) + 2 * here].tolist()
-            else:
-                here = 1
-                request = self._guest_memory.read(vaddr, SIZEOF_MMU_UPDATE)
-                words = [
-                    int.from_bytes(request[:8], "little"),
-                    int.from_bytes(request[8:], "little"),
-                ]
-            yield from zip(words[::2], words[1::2], strict=True)
-            vaddr += here * SIZEOF_MMU_UPDATE
-            count -= here
+    def _locate(self, vaddr: int) -> tuple[int, int]:
+        """Find a request in ``memory.m64``, and the end of its page. Refused where unreadable."""
+        maddr = self._guest_memory.translate_read(vaddr)
+        if maddr is None or maddr & 7 or (maddr & (PAGE_SIZE - 1)) > PAGE_SIZE - SIZEOF_MMU_UPDATE:
+            return self._locate_unaligned(vaddr)
+        return maddr >> 3, ((maddr >> PAGE_SHIFT) + 1) * ENTRIES - 1
+
+    def _locate_unaligned(self, vaddr: int) -> tuple[int, int]:
+        """Gather a request that is not aligned, or crosses into another page, in a page of ours."""
+        request = self._guest_memory.read(vaddr, SIZEOF_MMU_UPDATE)
+        maddr = self._domain.hole.scratch_maddr
+        self._memory.m8[maddr : maddr + SIZEOF_MMU_UPDATE] = request
+        return maddr >> 3, (maddr >> 3) + 2
 
     def _update_other(self, pointer: int, value: int) -> None:
         """Apply anything but a plain L1 update, to a frame that the domain owns."""
