@@ -7,10 +7,15 @@ The CPU's own registers live in the domain's engine.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
+    from xenlite.core.descriptors import Segments
     from xenlite.core.domain import Domain
+
+
+DR6_RESET: Final = 0xFFFF0FF0
+DR7_RESET: Final = 0x400
 
 
 class VcpuState(Enum):
@@ -45,6 +50,7 @@ class Vcpu:
     __slots__ = (
         "cr3_mfn",
         "ctrl_cr4",
+        "debug_registers",
         "domain",
         "event_callback",
         "failsafe_callback",
@@ -52,11 +58,14 @@ class Vcpu:
         "gdt_frames",
         "id",
         "info_maddr",
+        "iopl",
         "kernel_sp",
         "kernel_ss",
         "ldt_base",
         "ldt_entries",
         "ldt_frames",
+        "segments",
+        "selectors_stale",
         "state",
         "traps",
         "upcall_index",
@@ -81,3 +90,9 @@ class Vcpu:
         self.ldt_base = 0
         self.ldt_entries = 0
         self.ldt_frames: dict[int, int] = {}  # LDT page number -> mfn held as segdesc
+        # What loading a pair of selectors does, by cs << 16 | ss; core/descriptors.py keeps it.
+        self.segments: dict[int, Segments] = {}
+        self.selectors_stale = False  # a table has changed since the data selectors were loaded
+        # The virtual IOPL as it stands in EFLAGS; 0 without vm_assist architectural_iopl.
+        self.iopl = 0
+        self.debug_registers = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
