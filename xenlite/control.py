@@ -41,7 +41,7 @@ class ControlDoor:
         """Make an empty, paused domain; return its domid."""
         domains = self._hypervisor.domains
         if domid is None:
-            domid = next(n for n in range(1, len(domains) + 2) if n not in domains)
+            domid = self._hypervisor.next_domid()
         elif domid in domains:
             raise Refused(EEXIST, "control.domid-taken", domid)
         self._hypervisor.add_domain(domid, name, max_pages=max_pages, max_vcpus=max_vcpus)

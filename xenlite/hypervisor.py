@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import SHUTDOWN_crash
+from xenlite.abi.x86_32p import DOMID_FIRST_RESERVED, SHUTDOWN_crash
 from xenlite.control import ControlDoor
 from xenlite.core.assembly import assemble, take_apart
 from xenlite.core.hole import M2pWindow
@@ -92,6 +92,7 @@ class Hypervisor:
         self.console_output: Callable[[int, bytes], None] = _drop_output
         self.on_refused: Callable[[Refusal], None] | None = None
         self._cpu_mode = cpu_mode
+        self._last_domid = 0
         self._m2p = M2pWindow(self.machine)
         self._guests: dict[int, _Guest] = {}
         self._turns: deque[int] = deque()
@@ -141,6 +142,17 @@ class Hypervisor:
         self.kick()
 
     # -- domains ------------------------------------------------------------------------------
+
+    def next_domid(self) -> int:
+        """Choose a domid for a new domain.
+
+        Never one that was used lately: a page of a dead domain that a peer still maps keeps its
+        owner's number until it is unmapped.
+        """
+        while True:
+            self._last_domid = self._last_domid % (DOMID_FIRST_RESERVED - 1) + 1
+            if self._last_domid not in self.domains:
+                return self._last_domid
 
     def add_domain(self, domid: int, name: str, *, max_pages: int, max_vcpus: int) -> Domain:
         """Make an empty domain with an engine of its own."""

@@ -101,7 +101,7 @@ class FrameTable:
         return self.owned.get(domid, set())
 
     def _take(self, domid: int, count: int) -> list[int]:
-        mfns = []
+        mfns: list[int] = []
         while len(mfns) < count:
             if self._recycled:
                 mfns.append(self._recycled.pop())

@@ -26,10 +26,13 @@ class Engine(Protocol):
     def write_eflags(self, value: int) -> None:
         """Write the whole flags word."""
 
-    def flush_tlb(self) -> None:
+    slot: int
+    """Where the machine's memory knows this engine (``MachineMemory.attach``); 0 for nowhere."""
+
+    def flush_tlb(self) -> object:
         """Forget every cached translation of a virtual address."""
 
-    def flush_page(self, vaddr: int) -> None:
+    def flush_page(self, vaddr: int, /) -> object:
         """Forget the cached translation of one page."""
 
     def load_cr3(self, maddr: int) -> None:
@@ -38,10 +41,10 @@ class Engine(Protocol):
     def stop(self) -> None:
         """Leave the guest once the trap handler has returned."""
 
-    def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
+    def set_segment(self, number: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Load one segment register with its hidden parts."""
 
-    def set_task_switched(self, on: bool) -> None:
+    def set_task_switched(self, switched: bool) -> None:
         """Set CR0.TS, so that the next FPU instruction raises #NM, or clear it."""
 
     def set_gdt(self, base: int, limit: int) -> None:
@@ -50,10 +53,10 @@ class Engine(Protocol):
     def set_ldt(self, selector: int, base: int, limit: int) -> None:
         """Load LDTR with its hidden parts."""
 
-    def set_tss(self, selector: int, base: int, limit: int) -> None:
+    def set_tss(self, selector: int, base: int) -> None:
         """Load TR with its hidden parts; the type is 9, available (ENGINES: never busy)."""
 
-    def invalidate_code(self, maddr: int, size: int) -> None:
+    def invalidate_code(self, maddr: int, size: int, /) -> object:
         """Forget what was translated from these machine bytes."""
 
 
@@ -62,6 +65,7 @@ class NullEngine:
 
     def __init__(self) -> None:
         self.regs = memoryview(bytearray(STATE_SIZE_BYTES)).cast("I")
+        self.slot = 0
         self.regs8 = self.regs.cast("B")
 
     def read_eflags(self) -> int:
@@ -74,7 +78,7 @@ class NullEngine:
     def flush_tlb(self) -> None:
         """Do nothing: nothing is cached."""
 
-    def flush_page(self, vaddr: int) -> None:
+    def flush_page(self, vaddr: int, /) -> None:
         """Do nothing: nothing is cached."""
 
     def load_cr3(self, maddr: int) -> None:
@@ -83,10 +87,10 @@ class NullEngine:
     def stop(self) -> None:
         """Do nothing: nothing runs."""
 
-    def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None:
+    def set_segment(self, number: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Do nothing: no segment is used."""
 
-    def set_task_switched(self, on: bool) -> None:
+    def set_task_switched(self, switched: bool) -> None:
         """Do nothing: there is no FPU."""
 
     def set_gdt(self, base: int, limit: int) -> None:
@@ -95,8 +99,8 @@ class NullEngine:
     def set_ldt(self, selector: int, base: int, limit: int) -> None:
         """Do nothing: no segment is loaded."""
 
-    def set_tss(self, selector: int, base: int, limit: int) -> None:
+    def set_tss(self, selector: int, base: int) -> None:
         """Do nothing: no task runs."""
 
-    def invalidate_code(self, maddr: int, size: int) -> None:
+    def invalidate_code(self, maddr: int, size: int, /) -> None:
         """Do nothing: nothing is translated."""

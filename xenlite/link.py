@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The backends' door: grants and event ports with the rights of one domain (``doors.Link``).
+
+An event for a port with a handler queues that handler; it runs in the hypervisor's loop, after the
+guest has been left, and once however many events came before it ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from xenlite.abi.x86_32p import EINVAL, ESRCH
+from xenlite.core.grant import MappedGrant
+from xenlite.errors import Refused
+
+if TYPE_CHECKING:
+    from xenlite.core.domain import Domain
+    from xenlite.doors import GrantMapping
+    from xenlite.hypervisor import Hypervisor
+
+
+class LinkDoor:
+    """Implement ``doors.Link`` for one domain whose kernel is Python."""
+
+    def __init__(self, hypervisor: Hypervisor, domain: Domain) -> None:
+        self.domid = domain.domid
+        self._hypervisor = hypervisor
+        self._domain = domain
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._queued: set[int] = set()
+        domain.events.on_pending = self._pending
+
+    def map_grant(self, granter: int, ref: int, *, writable: bool) -> MappedGrant:
+        """Map the page that ``granter`` offers to this domain under ``ref``."""
+        return self._peer(granter).grants.map(ref, self.domid, writable=writable)
+
+    def unmap_grant(self, mapping: GrantMapping) -> None:
+        """Give the page back; the mapping may not be used again."""
+        if not isinstance(mapping, MappedGrant):
+            raise Refused(EINVAL, "grants.not-mapped")
+        mapping.table.unmap(mapping)
+
+    def bind_interdomain(self, remote: int, remote_port: int) -> int:
+        """Join ``remote``'s unbound port; return the local port."""
+        return self._domain.events.bind_interdomain(remote, remote_port)
+
+    def close(self, port: int) -> None:
+        """Close a local port; its handler is forgotten."""
+        self._handlers.pop(port, None)
+        self._queued.discard(port)
+        self._domain.events.close(port)
+
+    def notify(self, port: int) -> None:
+        """Send an event through a local port."""
+        self._domain.events.send(port)
+
+    def on_event(self, port: int, handler: Callable[[], None]) -> None:
+        """Run ``handler`` outside any trap each time ``port`` has become pending."""
+        self._handlers[port] = handler
+
+    def defer(self, work: Callable[[], None]) -> None:
+        """Run ``work`` once, soon, outside any trap. Callable from any thread."""
+        self._hypervisor.defer(work)
+
+    def _pending(self, port: int) -> None:
+        if port in self._handlers and port not in self._queued:
+            self._queued.add(port)
+            self._hypervisor.defer(lambda: self._serve(port))
+
+    def _serve(self, port: int) -> None:
+        if port in self._queued:
+            self._queued.discard(port)
+            self._handlers[port]()
+
+    def _peer(self, domid: int) -> Domain:
+        domain = self._hypervisor.domains.get(domid)
+        if domain is None:
+            raise Refused(ESRCH, "grants.no-such-domain", domid)
+        return domain
