@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 MAX_FILE_BYTES = 1 << 20
+MAX_DEPTH = 32
 MAX_MEMORY_MIB = 64 << 10  # what a 36-bit physical address reaches
 MIN_MEMORY_MIB = 4  # the smallest initial mapping
 LATER_XL_KEYS = frozenset({"cap", "cpus", "cpu_weight", "disk", "extra", "root", "vfb", "vif"})
@@ -130,11 +131,17 @@ def parse(text: bytes, name: str, directory: Path, overrides: Iterable[str] = ()
         else:
             entries[key] = entry
     entries.update(_overrides(overrides, faults))
+    for key, entry in entries.items():
+        if entry.nested and key in DomainFile.model_fields:
+            faults.append(Fault(entry.where, f"{key}: {entry.nested}, where one value belongs"))
     given = {key: entry.value for key, entry in entries.items() if entry.value is not None}
     try:
         values = DomainFile.model_validate(given)
     except ValidationError as error:
-        faults += [_explain(one, entries, name) for one in error.errors(include_url=False)]
+        for one in error.errors(include_url=False):
+            entry = entries.get(str(one["loc"][0]))
+            if entry is None or not entry.nested or one["type"] == "extra_forbidden":
+                faults.append(_explain(one, entries, name))
         raise ConfigError(*_in_order(faults)) from None
     faults += _joint_rules(values, entries)
     if faults:
@@ -210,9 +217,14 @@ def _where(name: str, event: yaml.Event) -> str:
 
 
 def _skip(event: yaml.Event, events: Iterator[yaml.Event]) -> None:
-    """Pass over the rest of the node that ``event`` starts."""
+    """Pass over the rest of the node that ``event`` starts.
+
+    libyaml's own work grows with the square of the depth, so that has a bound.
+    """
     depth = int(isinstance(event, yaml.CollectionStartEvent))
     while depth:
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
         event = next(events)
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
@@ -262,8 +274,6 @@ def _explain(error: ErrorDetails, entries: dict[str, Entry], name: str) -> Fault
     match error["type"]:
         case "extra_forbidden":
             what = _unknown_key(key)
-        case _ if entry.nested:
-            what = f"{entry.nested}, where one value belongs"
         case "missing" | "string_too_short":
             what = "has no value"
         case "value_error":
