@@ -125,6 +125,7 @@ class Hypervisor:
         """Destroy every domain and give the machine's memory back."""
         for guest in list(self._guests.values()):
             self.remove_domain(guest.domain)
+        self.machine.frames.close()
         self.machine.memory.close()
 
     # -- for other threads --------------------------------------------------------------------

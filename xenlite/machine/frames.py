@@ -76,6 +76,10 @@ class FrameTable:
         self._never_used = _scattered(count)
         self._reserve_m2p()
 
+    def close(self) -> None:
+        """Let go of the memory, which its owner is about to close."""
+        self.m2p.release()
+
     # -- allocation ---------------------------------------------------------------------------
 
     def allocate(self, domid: int, count: int) -> list[int]:
