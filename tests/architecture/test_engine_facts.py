@@ -32,11 +32,12 @@ from tests.support.bare_machine import (
     TSS_BASE,
     TSS_SELECTOR,
     US,
+    WAYS,
     BareMachine,
     P,
     Trap,
+    Way,
 )
-from xenlite.machine.cpu import Mode
 from xenlite.machine.memory import MachineMemory
 from xenlite.machine.trap import (
     CR2,
@@ -73,14 +74,15 @@ UNMAPPED = 0x50000
 STOP = 0x82
 
 
-@pytest.fixture(params=["live", "copied"])
-def mode(request: pytest.FixtureRequest) -> Mode:
-    return "live" if request.param == "live" else "copied"
+@pytest.fixture(params=["live", "copied", "slowest"])
+def way(request: pytest.FixtureRequest) -> Way:
+    way: Way = WAYS[request.param]
+    return way
 
 
 @pytest.fixture
-def guest(mode: Mode) -> Iterator[BareMachine]:
-    machine = BareMachine(mode)
+def guest(way: Way) -> Iterator[BareMachine]:
+    machine = BareMachine(*way)
     yield machine
     machine.close()
 
@@ -113,11 +115,11 @@ def test_a_guests_own_store_shows_in_the_next_instruction(guest: BareMachine) ->
     assert guest.regs[EAX] == 7
 
 
-def test_another_engines_store_leaves_a_stale_translation(mode: Mode) -> None:
+def test_another_engines_store_leaves_a_stale_translation(way: Way) -> None:
     memory = MachineMemory(16 << 20)
-    first = BareMachine(mode, memory=memory)
+    first = BareMachine(*way, memory=memory)
     first._make_tables()
-    second = BareMachine(mode, memory=memory)
+    second = BareMachine(*way, memory=memory)
     second.map(CODE, 16, P | RW | US)
     first.load("mov eax, 1; int 0x82")
     second.run()
@@ -224,7 +226,17 @@ def test_a_cached_mapping_keeps_its_rights_until_a_flush(guest: BareMachine, flu
     assert guest.word(DATA) == 2
 
 
-def test_an_entry_that_names_no_ram_ends_the_run_at_the_instruction(guest: BareMachine) -> None:
+def test_a_store_where_no_ram_is_ends_the_run_with_its_block(guest: BareMachine) -> None:
+    """Not at the instruction: so the domain ends, and nothing is made of its state."""
+    guest.map(DATA, guest.memory.nr_frames, P | RW | NX)
+    guest.regs[EBX] = 0
+    guest.load(f"mov [{DATA:#x}], eax; jmp next; next: inc ebx; again: inc ebx; jmp again")
+    guest.run()
+    assert guest.unmapped == [guest.memory.nr_frames << 12]
+    assert guest.regs[EBX] == 0
+
+
+def test_an_entry_that_names_no_ram_ends_the_run_at_a_load(guest: BareMachine) -> None:
     beyond = guest.memory.nr_frames + 5
     guest.map(DATA, beyond, P | RW | NX)
     guest.regs[EAX] = 77
@@ -526,8 +538,8 @@ def test_cpuid_is_answered_by_the_handler(guest: BareMachine) -> None:
     assert seen == [0x40000001, 7, 0xC, 0xD]
 
 
-def test_rdtsc_is_answered_by_the_handler(mode: Mode) -> None:
-    machine = BareMachine(mode, rdtsc=lambda: 0x1_0000_0002)
+def test_rdtsc_is_answered_by_the_handler(way: Way) -> None:
+    machine = BareMachine(*way, rdtsc=lambda: 0x1_0000_0002)
     machine.run_code("rdtsc; mov ebx, eax; mov esi, edx; rdtscp; int 0x82")
     assert [machine.regs[register] for register in (EAX, EDX, EBX, ECX)] == [2, 1, 2, 0]
     machine.close()
@@ -574,7 +586,7 @@ def test_stops_under_a_storm_of_kicks_are_exact(guest: BareMachine) -> None:
         stops += 1
     assert guest.word(DATA) == rounds
     assert guest.word(DATA + 4) == 3 * rounds
-    assert stops > rounds // 3
+    assert stops > rounds // 5
 
 
 def test_exit_addresses_never_end_a_run(guest: BareMachine) -> None:

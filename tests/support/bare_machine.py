@@ -262,15 +262,21 @@ def bare_machine(mode: Mode = "live", **options: object) -> Iterator[BareMachine
         machine.close()
 
 
-def _every_way() -> dict[str, tuple[Mode, Capabilities]]:
+Way = tuple[Mode, Capabilities]
+
+
+def _every_way() -> dict[str, Way]:
     best = capabilities()
     return {
         "live": ("live", best),
         "copied": ("copied", best),
-        "live-counted": ("live", replace(best, exact_stop=False)),
-        "copied-counted": ("copied", replace(best, exact_stop=False)),
+        "counted": ("live", replace(best, exact_stop=False)),
         "loud-memory": ("live", replace(best, quiet_memory=False)),
-        "whole-flush": ("live", replace(best, page_flush=False, code_invalidate=False)),
+        "api-only": (
+            "live",
+            replace(best, page_flush=False, code_invalidate=False, fast_eflags=False),
+        ),
+        "slowest": ("copied", Capabilities(False, False, False, False, False, False)),
     }
 
 

@@ -336,16 +336,17 @@ class Cpu:
         library = engine.library
         self._emu_stop = library.gil.uc_emu_stop
         self._emu_start = library.free.uc_emu_start
-        cpu = engine.find_cpu()
 
-        flush_tlb = library.internal("tlb_flush", None, ctypes.c_void_p)
         self.flush_tlb: Callable[[], object] = partial(engine.control, uc.UC_CTL_TLB_FLUSH)
         self.flush_page: Callable[[int], object] = lambda _vaddr: self.flush_tlb()
-        if caps.page_flush and cpu is not None and flush_tlb is not None:
+        if caps.page_flush:
+            flush_tlb = library.internal("tlb_flush", None, ctypes.c_void_p)
+            flush_page = library.internal("tlb_flush_page", None, ctypes.c_void_p, ctypes.c_uint64)
+            assert flush_tlb is not None
+            assert flush_page is not None
+            cpu = engine.find_cpu()
             self.flush_tlb = partial(flush_tlb, cpu)
-            page = library.internal("tlb_flush_page", None, ctypes.c_void_p, ctypes.c_uint64)
-            assert page is not None
-            self.flush_page = partial(page, cpu)
+            self.flush_page = partial(flush_page, cpu)
 
         self._invalidate: Callable[[int, int], object] = lambda _begin, _end: (
             self.invalidate_all_code()
@@ -357,10 +358,11 @@ class Cpu:
             assert drop is not None
             self._invalidate = partial(drop, self._handle)
 
-        eflags = library.internal("helper_read_eflags", ctypes.c_uint32, ctypes.c_void_p)
-        self.read_eflags: Callable[[], int] = (
-            self._read_eflags_by_register if eflags is None else partial(eflags, self._state)
-        )
+        self.read_eflags: Callable[[], int] = self._read_eflags_by_register
+        if caps.fast_eflags:
+            eflags = library.internal("helper_read_eflags", ctypes.c_uint32, ctypes.c_void_p)
+            assert eflags is not None
+            self.read_eflags = partial(eflags, self._state)
 
     def _read_eflags_by_register(self) -> int:
         if not self.is_live:

@@ -48,6 +48,7 @@ UC_X86_REG_EFLAGS: Final = 25
 UC_X86_REG_CR0: Final = 50
 UC_X86_REG_CR3: Final = 53
 UC_X86_REG_CR4: Final = 54
+UC_X86_REG_TR: Final = 245
 UC_X86_REG_FPCW: Final = 246
 UC_X86_REG_MSR: Final = 248
 UC_X86_REG_MXCSR: Final = 249
@@ -203,6 +204,12 @@ class Engine:
         error = self.library.gil.uc_reg_write(self.handle, register, ctypes.byref(cell))
         check(error, f"uc_reg_write {register}")
 
+    def write_task_register(self, selector: int, base: int, limit: int, flags: int) -> None:
+        """Write TR with its hidden parts (``uc_x86_mmr``)."""
+        parts = _SystemSegment(selector, base, limit, flags)
+        error = self.library.gil.uc_reg_write(self.handle, UC_X86_REG_TR, ctypes.byref(parts))
+        check(error, "write of TR")
+
     def write_msr(self, msr: int, value: int) -> None:
         """Write a model-specific register."""
         pair = (c_uint64 * 2)(msr, value)
@@ -235,6 +242,10 @@ class Engine:
             ),
             f"uc_hook_add {kind}",
         )
+
+    def keep(self, *objects: object) -> None:
+        """Keep what hooks point to alive until ``close``."""
+        self._kept.extend(objects)
 
     # Beyond the API: each of these may fail, and has a fallback
 
@@ -312,6 +323,15 @@ def native_stubs() -> tuple[int, int] | None:
 
 
 _stub_pages: Final[list[mmap.mmap]] = []
+
+
+class _SystemSegment(ctypes.Structure):
+    _fields_ = (
+        ("selector", ctypes.c_uint16),
+        ("base", c_uint64),
+        ("limit", c_uint32),
+        ("flags", c_uint32),
+    )
 
 
 class BlockClock(ctypes.Structure):

@@ -156,11 +156,11 @@ class MachineMemory:
                 self.code[mfn] = 0
 
     def mark_code(self, mfn: int, engine: Translator) -> None:
-        """Note that ``engine`` may translate the frame from now on."""
+        """Note that ``engine`` may translate the frame from now on; not attached, it never does."""
         code = self.code
         mark = code[mfn]
         slot = engine.slot
-        if mark == slot:
+        if mark == slot or not slot:
             return
         if mark == 0:
             code[mfn] = slot
