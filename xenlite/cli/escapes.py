@@ -50,11 +50,7 @@ class EscapeFilter:
         if self._continuations:
             self._continuations -= 1
             if 0x80 <= byte < 0xC0:
-                # U+0080 to U+009F are the controls of the upper half, spelt C2 80 to C2 9F.
-                if out[-1:] == b"\xc2" and byte < 0xA0:
-                    out[-1:] = b"\\x%02x" % byte
-                else:
-                    out.append(byte)
+                out.append(byte)
                 return
             self._continuations = 0
         if byte == ESC:
@@ -77,6 +73,7 @@ class EscapeFilter:
         begun = self._begun
         begun.append(byte)
         if begun[0] == 0xC2:
+            # U+0080 to U+009F are the controls of the upper half, spelt C2 80 to C2 9F.
             self._begun = bytearray()
             if 0xA0 <= byte < 0xC0:
                 out += begun
