@@ -202,8 +202,8 @@ class TrapHandlers:
     """A SYSCALL or SYSENTER at EIP that has not happened."""
 
     unmapped: Callable[[int], None]
-    """``unmapped(maddr)``: a mapping of ``maddr``, where no RAM is, was used. EIP is at a load, which
-    has not happened; a store is lost, and the rest of its block has run, a trap at its end too."""
+    """``unmapped(maddr)``: a mapping of ``maddr``, where no RAM is, was used. A load has not
+    happened and EIP is at it; a store is lost, and the rest of its block has run."""
 
     rdtsc: Callable[[], int] | None = None
     """What RDTSC and RDTSCP shall answer, 64 bits; None leaves them to the host's counter."""
