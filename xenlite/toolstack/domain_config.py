@@ -29,7 +29,7 @@ class Reaction(StrEnum):
 class DomainConfig:
     """One domain, ready to be built; memory in MiB.
 
-    ``kernel_name`` and ``ramdisk_name`` are the paths as the user wrote them, for messages.
+    ``kernel_name`` is the path as the user wrote it, for messages.
     """
 
     name: str
@@ -39,7 +39,6 @@ class DomainConfig:
     maxmem_mib: int
     cmdline: str = ""
     ramdisk: Path | None = None
-    ramdisk_name: str = ""
     vcpus: int = 1
     maxvcpus: int = 1
     on_poweroff: Reaction = Reaction.DESTROY

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from xenlite.errors import ConfigError
-from xenlite.toolstack.config import DomainFile, json_schema, load, parse
+from xenlite.toolstack.config import KEYS, json_schema, load, parse
 from xenlite.toolstack.domain_config import DomainConfig, Reaction
 
 LEAST = b"name: a\nkernel: b\n"
@@ -211,7 +211,7 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from([*DomainFile.model_fields, "nmae", "'", "? ", "&a", "- "]),
+            st.sampled_from([*KEYS, "nmae", "'", "? ", "&a", "- "]),
             st.sampled_from([": ", ":", " ", ":\n  - ", ": {", ": |\n  "]),
             st.text(max_size=12),
         ),
