@@ -54,9 +54,6 @@ from xenlite.machine.trap import (
     ESP,
     NO_EXCEPTION,
     OLD_EXCEPTION,
-    SEG0,
-    SEGMENT_WORDS,
-    SS,
     SS_SELECTOR,
     TR,
     VECTOR_DB,
@@ -616,8 +613,16 @@ def test_contexts_of_two_virtual_cpus_take_turns(guest: BareMachine) -> None:
     assert guest.regs[EAX] == 22
 
 
-def test_the_engine_word_of_eflags_lacks_the_arithmetic_flags(guest: BareMachine) -> None:
-    (trap,) = guest.run_code("stc; int 0x82")
-    assert trap.eflags & 1
-    assert guest.regs[EFLAGS] & (0x8D5 | EFLAGS_DF) == 0
-    assert guest.regs[SEG0 + SEGMENT_WORDS * SS] == RING1_DS
+def test_arithmetic_bits_in_the_word_of_eflags_mean_nothing_in_a_trap(guest: BareMachine) -> None:
+    def spoil(trap: Trap) -> None:
+        guest.traps.append(trap)
+        guest.regs[EFLAGS] |= 0x8D5 | EFLAGS_DF
+        if trap.vector == STOP:
+            guest.stop()
+
+    guest.on_interrupt = spoil
+    guest.run_code("test esp, esp; cld; int 0x80; pushfd; pop eax; int 0x82")
+    assert guest.regs[EAX] & (1 | EFLAGS_ZF | EFLAGS_DF) == 0
+    assert guest.cpu.read_eflags() & (1 | EFLAGS_ZF | EFLAGS_DF) == 0
+    guest.run(CODE + len(assemble("test esp, esp; cld; int 0x80", CODE)))
+    assert guest.regs[EAX] & (1 | EFLAGS_ZF | EFLAGS_DF) == 0

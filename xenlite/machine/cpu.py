@@ -11,8 +11,8 @@ code above runs on both.
 
 Invariants:
 
-- In ``regs`` the arithmetic flags and DF stand apart from EFLAGS: use ``read_eflags`` and
-  ``write_eflags``. The engine keeps them so only inside a run; ``enter`` makes it so outside.
+- The arithmetic flags and DF stand apart from EFLAGS, whose own bits for them mean nothing in a
+  trap and are what a run starts with outside: ``read_eflags`` and ``write_eflags`` serve both.
 - After every trap OLD_EXCEPTION says that no exception is being delivered, whatever the handler
   did: the native stub or the wrapper sees to it.
 - A stop is exact: on a block boundary by budget or kick, after the trap by ``stop``.
@@ -102,7 +102,6 @@ _MXCSR_RESET: Final = 0x1F80
 
 _LAST_MADDR: Final = (1 << 64) - 1
 _NO_EXIT: Final = 0xFFFFFFFF
-_KEPT_APART: Final = EFLAGS_ARITHMETIC | EFLAGS_DF
 _DESCRIPTOR_B: Final = 1 << 22
 _TSS_LIMIT: Final = 0x67
 
@@ -171,15 +170,12 @@ class Cpu:
         between two calls makes the next return at once. Raises what ``fail`` was given, and
         EngineError if the engine ends the run for a reason of its own.
         """
-        regs = self.regs
         clock = self._clock
         self._stopping = False
         clock[0] = blocks
         try:
             while True:
-                regs[EFLAGS] = self.read_eflags()
                 error = self._run()
-                regs[EFLAGS] &= ~_KEPT_APART
                 if self._failure is not None:
                     failure, self._failure = self._failure, None
                     raise failure
@@ -219,7 +215,7 @@ class Cpu:
     def write_eflags(self, value: int) -> None:
         """Set all of EFLAGS, in a trap or outside."""
         regs = self.regs
-        regs[EFLAGS] = value & ~_KEPT_APART | 2
+        regs[EFLAGS] = value | 2
         regs[CC_SRC] = value & EFLAGS_ARITHMETIC
         regs[CC_OP] = CC_OP_EFLAGS
         regs[DF] = 0xFFFFFFFF if value & EFLAGS_DF else 1
@@ -275,7 +271,8 @@ class Cpu:
         return bytearray(self._fresh)
 
     def save_context(self, context: bytearray) -> None:
-        """Copy the state into ``context``."""
+        """Copy the state into ``context``, in a trap or outside."""
+        self.regs[EFLAGS] = self.read_eflags()
         context[:] = self.regs8
 
     def restore_context(self, context: bytearray) -> None:

@@ -6,7 +6,7 @@ bytes. Registers stand in 64-bit cells, so a register's word index is even and i
 unused by a 32-bit guest::
 
     word   0  EAX  ECX  EDX  EBX  ESP  EBP  ESI  EDI      one cell each
-          32  EIP  EFLAGS                                 EFLAGS lacks the flags of CC_* and DF
+          32  EIP  EFLAGS                                 read_eflags() adds CC_* and DF
           36  CC_DST  CC_SRC  CC_SRC2  CC_OP|DF           lazily evaluated arithmetic flags
           44  HFLAGS                                      what the translator depends on
           46  ES CS SS DS FS GS LDT TR GDT IDT            6 words each, see SEGMENT_*
