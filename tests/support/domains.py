@@ -21,6 +21,7 @@ from xenlite.core.hole import M2pWindow
 from xenlite.core.paging import WORK_BUDGET, Preempted
 from xenlite.core.vcpu import VcpuState
 from xenlite.errors import Refused
+from xenlite.hypercalls.memory import MemoryCalls
 from xenlite.hypercalls.mmu import MmuCalls
 from xenlite.hypercalls.restart import Handler, Restart
 from xenlite.machine.clock import ManualClock
@@ -59,6 +60,7 @@ class Guest:
         self.engine = engine
         self.mfns = world.machine.frames.allocate(domain.domid, PAGES)
         self.mmu = MmuCalls(domain)
+        self.memory = MemoryCalls(domain)
         memory, m2p = world.machine.memory, world.machine.frames.m2p
         tables = {L3_PFN, L2_PFN, *L1_PFNS}
         for pfn, mfn in enumerate(self.mfns):
@@ -144,6 +146,12 @@ class Guest:
         low, high = new & 0xFFFFFFFF, new >> 32
         return self.call(self.mmu.update_va_mapping, vaddr, low, high, flags)
 
+    def memory_op(self, command: int, argument: bytes | int) -> int:
+        """Ask for or about memory; the structure is placed as a list is, and can be read there."""
+        if isinstance(argument, bytes):
+            argument = self.place(argument)
+        return self.call(self.memory.memory_op, command, argument)
+
     # -- shorthands ---------------------------------------------------------------------------
 
     def remap(self, pfn: int, flags: int) -> int:
@@ -222,8 +230,7 @@ class World:
         for guest in list(self.guests.values()):
             self.remove(guest)
         take_apart(self.dom0)
-        frames = self.machine.frames
-        frames.m2p.release()
+        self.machine.frames.close()
         self.machine.memory.close()
 
     def _assemble(self, domid: int, engine: Engine, *, max_pages: int) -> Domain:

@@ -9,21 +9,25 @@ That is what ENGINES.md 4.2 measured, and what makes a missing flush dangerous.
 from __future__ import annotations
 
 from struct import pack_into
+from typing import TYPE_CHECKING
 
 from xenlite.machine.memory import MachineMemory
-from xenlite.machine.trap import STATE_SIZE_BYTES
+from xenlite.machine.processor import NullEngine
+
+if TYPE_CHECKING:
+    from typing_extensions import override
+else:
+    from xenlite.abi.codec import override
 
 _P, _RW, _A, _D = 1, 2, 0x20, 0x40
 _ADDRESS = 0x000F_FFFF_FFFF_F000
 
 
-class ModelTlb:
+class ModelTlb(NullEngine):
     """An engine whose guest is the test: it reads and writes by virtual address."""
 
     def __init__(self, memory: MachineMemory) -> None:
-        self.regs = memoryview(bytearray(STATE_SIZE_BYTES)).cast("I")
-        self.regs8 = self.regs.cast("B")
-        self.slot = 0
+        super().__init__()
         self.cached: dict[int, tuple[int, bool]] = {}  # virtual page -> mfn, writable
         self.stops = 0
         self._cr3 = 0
@@ -80,32 +84,19 @@ class ModelTlb:
 
     # -- Engine -------------------------------------------------------------------------------
 
-    def read_eflags(self) -> int:
-        return 0x202
-
-    def write_eflags(self, value: int) -> None: ...
-
+    @override
     def flush_tlb(self) -> None:
         self.cached.clear()
 
-    def flush_page(self, vaddr: int) -> None:
+    @override
+    def flush_page(self, vaddr: int, /) -> None:
         self.cached.pop(vaddr >> 12, None)
 
+    @override
     def load_cr3(self, maddr: int) -> None:
         self._cr3 = maddr
         self.cached.clear()
 
+    @override
     def stop(self) -> None:
         self.stops += 1
-
-    def set_segment(self, index: int, selector: int, base: int, limit: int, flags: int) -> None: ...
-
-    def set_task_switched(self, on: bool) -> None: ...
-
-    def set_gdt(self, base: int, limit: int) -> None: ...
-
-    def set_ldt(self, selector: int, base: int, limit: int) -> None: ...
-
-    def set_tss(self, selector: int, base: int) -> None: ...
-
-    def invalidate_code(self, maddr: int, size: int) -> None: ...

@@ -24,7 +24,7 @@ Ownership: ``core/paging.py`` alone gives and takes the page-table and descripto
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from math import gcd
 from typing import TYPE_CHECKING, Final
@@ -73,6 +73,7 @@ class FrameTable:
         self.owned: dict[int, set[int]] = {}
         self.stale_tlbs = StaleTlbs()
         self._recycled: list[int] = []
+        self._is_recycled = bytearray(count)
         self._never_used = _scattered(count)
         self._reserve_m2p()
 
@@ -100,6 +101,27 @@ class FrameTable:
         """Allocate a frame for the hypervisor's own use."""
         return self._take(DOMID_XEN, 1)[0]
 
+    def allocate_extent(self, domid: int, order: int) -> int:
+        """Give ``domid`` 2**order neighbouring frames, aligned to that; return the first.
+
+        Raises Refused(ENOMEM) where no such run is free.
+        """
+        if not order:
+            return self.allocate(domid, 1)[0]
+        count = 1 << order
+        owners = self.owner.tobytes()
+        free = array("H", [DOMID_INVALID] * count).tobytes()
+        at = owners.find(free)
+        while at >= 0:
+            first = -(-(at // self.owner.itemsize) // count) * count
+            if first * self.owner.itemsize == at:
+                mfns = range(first, first + count)
+                self._give(mfns, domid)
+                self.owned.setdefault(domid, set()).update(mfns)
+                return first
+            at = owners.find(free, first * self.owner.itemsize)
+        raise Refused(ENOMEM, "frames.no-extent-of-that-order", order)
+
     def pages_of(self, domid: int) -> set[int]:
         """Return the frames that count as the domain's pages."""
         return self.owned.get(domid, set())
@@ -107,20 +129,36 @@ class FrameTable:
     def _take(self, domid: int, count: int) -> list[int]:
         mfns: list[int] = []
         while len(mfns) < count:
-            if self._recycled:
-                mfns.append(self._recycled.pop())
-                continue
-            fresh = next(self._never_used, None)
-            if fresh is None:
-                self._recycled.extend(mfns)
+            mfn = self._next_free()
+            if mfn is None:
+                for taken in mfns:
+                    self.owner[taken] = DOMID_INVALID
+                    self._recycle(taken)
                 raise Refused(ENOMEM, "frames.machine-memory-exhausted", count)
-            if self.owner[fresh] == DOMID_INVALID:
-                mfns.append(fresh)
+            self.owner[mfn] = domid
+            mfns.append(mfn)
+        self._give(mfns, domid)
+        return mfns
+
+    def _next_free(self) -> int | None:
+        """Find a free frame. An extent may have taken what the lists still name."""
+        while self._recycled:
+            mfn = self._recycled.pop()
+            self._is_recycled[mfn] = 0
+            if self.owner[mfn] == DOMID_INVALID:
+                return mfn
+        return next((mfn for mfn in self._never_used if self.owner[mfn] == DOMID_INVALID), None)
+
+    def _recycle(self, mfn: int) -> None:
+        if not self._is_recycled[mfn]:
+            self._is_recycled[mfn] = 1
+            self._recycled.append(mfn)
+
+    def _give(self, mfns: Iterable[int], domid: int) -> None:
         for mfn in mfns:
             self.owner[mfn] = domid
             self.refs[mfn] = 1
             self.allocated[mfn] = 1
-        return mfns
 
     def _free(self, mfn: int) -> None:
         assert self.type_count[mfn] == 0, f"mfn {mfn:#x} freed while typed"
@@ -133,7 +171,7 @@ class FrameTable:
         self.m2p[mfn] = INVALID_M2P_ENTRY
         self.memory.release(mfn)
         self.memory.scrub(mfn)
-        self._recycled.append(mfn)
+        self._recycle(mfn)
 
     def _reserve_m2p(self) -> None:
         pages = -(-self.nr_frames * 4 // PAGE_SIZE)
@@ -205,8 +243,13 @@ class FrameTable:
 
 
 def _scattered(count: int) -> Iterator[int]:
-    """Yield every frame number once, neighbours far apart, without a shuffled list in memory."""
-    stride = int(count * 0.618033988) | 1
-    while gcd(stride, count) != 1:
+    """Yield every frame number once, neighbours far apart, without a shuffled list in memory.
+
+    The top eighth comes last and in order: extents need neighbours that nobody has.
+    """
+    scattered = count - count // 8
+    stride = int(scattered * 0.618033988) | 1
+    while gcd(stride, scattered) != 1:
         stride += 2
-    return ((n * stride + count // 3) % count for n in range(count))
+    yield from ((n * stride + scattered // 3) % scattered for n in range(scattered))
+    yield from range(scattered, count)
