@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import ExitStack
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -36,7 +37,7 @@ from xenlite.errors import PeerError
 
 if TYPE_CHECKING:
     from xenlite.dom0.ring import Page
-    from xenlite.doors import GrantMapping, Link
+    from xenlite.doors import Link
 
 IN: Final = Place(
     "console input",
@@ -118,14 +119,14 @@ class Console:
         self._sink = sink
         self._broken = broken
         self.state = ConsoleState.OPEN
-        self._page: GrantMapping = link.map_grant(domid, GNTTAB_RESERVED_CONSOLE, writable=True)
-        try:
+        with ExitStack() as undo:
+            page = link.map_grant(domid, GNTTAB_RESERVED_CONSOLE, writable=True)
+            undo.callback(link.unmap_grant, page)
+            self._protocol = ConsoleProtocol(page)
             self._port = link.bind_interdomain(domid, remote_port)
-        except BaseException:
-            link.unmap_grant(self._page)
-            raise
-        self._protocol = ConsoleProtocol(self._page)
-        link.on_event(self._port, self.pump)
+            undo.callback(link.close, self._port)
+            link.on_event(self._port, self.pump)
+            self._undo = undo.pop_all()
 
     @property
     def waiting_bytes(self) -> int:
@@ -155,8 +156,5 @@ class Console:
     def close(self) -> None:
         """Take the last output and give page and port back."""
         self.pump()
-        if self.state is ConsoleState.CLOSED:
-            return
         self.state = ConsoleState.CLOSED
-        self._link.close(self._port)
-        self._link.unmap_grant(self._page)
+        self._undo.close()
