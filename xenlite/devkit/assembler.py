@@ -122,14 +122,23 @@ def assemble(
     )
 
 
+def kernel_name(source: Path) -> str:
+    """Return the file name that holds what `source` assembles to, now. Raise `AssemblyError`."""
+    return f"{source.stem}-{_content_hash(source)}.elf"
+
+
 def build_kernel(source: Path) -> Path:
     """Return the ELF file of `source`, assembled now or kept from before. Raise `AssemblyError`.
 
-    It lies under `$XDG_CACHE_HOME/xenlite/kernels` (`~/.cache` without it), named by a hash of
-    all that went into it: every source file, the assembler's own, the version of Keystone.
+    It lies beside the source, as in the wheel, or under `$XDG_CACHE_HOME/xenlite/kernels`
+    (`~/.cache` without it), named by a hash of all that went into it.
     """
+    name = kernel_name(source)
+    shipped = source.with_name(name)
+    if shipped.is_file():
+        return shipped
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xenlite/kernels"
-    path = cache / f"{source.stem}-{_content_hash(source)}.elf"
+    path = cache / name
     if path.is_file():
         return path
     data = assemble(source).elf()
