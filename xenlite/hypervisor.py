@@ -259,12 +259,7 @@ class Hypervisor:
 
 
 def _trail(domain: Domain) -> tuple[HypercallRecord, ...]:
-    calls, results = list(domain.trail), list(domain.results)
-    assert len(calls) == len(results), "the trail pairs calls with results"
-    return tuple(
-        HypercallRecord(eax, (ebx, ecx, edx, esi, edi), result)
-        for (eax, ecx, edx, ebx, _, _, esi, edi), result in zip(calls, results, strict=True)
-    )
+    return tuple(HypercallRecord(*record) for record in domain.engine.trail.newest())
 
 
 def _refusal(domain: Domain, number: int, arguments: Arguments, refused: Refused) -> Refusal:

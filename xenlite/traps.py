@@ -12,8 +12,8 @@
     any other fault .............. the guest's
     no frame possible ............ the domain crashes
 
-Before each return to the guest comes one look at its pending events. This is the path that every
-figure depends on, so what it touches is bound once per domain, as closures (a closure cell costs
+Before each return to the guest the CPU looks at its pending events (``upcall``). Every figure
+depends on this path, so what it touches is bound once per domain, as closures (a closure cell costs
 8 ns where an attribute of ``self`` costs 20), and nothing is formatted or logged here. Each handler
 catches everything: ``Cpu.enter`` raises it again outside.
 """
@@ -22,18 +22,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from xenlite.core.bounce import Bounce
 from xenlite.core.emulate import Emulator
 from xenlite.core.page_writes import PageWrites
+from xenlite.core.vcpu import VcpuState
 from xenlite.errors import DomainCrash, Refused
 from xenlite.hypercalls.restart import Handler, NoteRefusal, Restart
+from xenlite.hypercalls.table import TABLE_SIZE
 from xenlite.machine.cpuid import cpuid
 from xenlite.machine.trap import (
     CR2,
-    EAX,
     EBX,
     ECX,
     EDI,
@@ -44,6 +44,7 @@ from xenlite.machine.trap import (
     HF_CPL,
     HFLAGS,
     IS_INT,
+    REGISTERS_SET,
     VECTOR_DB,
     VECTOR_GP,
     VECTOR_NM,
@@ -63,8 +64,6 @@ HYPERCALL_VECTOR: Final = 0x82
 SYSTEM_CALL_VECTOR: Final = 0x80  # any vector may be one; this one has an entry of its own
 _INT_SIZE: Final = 2
 _WORD: Final = 0xFFFFFFFF
-# eax ecx edx ebx, esp ebp skipped by name below, esi edi: the low halves of eight 64-bit cells.
-_REGISTERS: Final = Struct("<I4xI4xI4xI4xI4xI4xI4xI")
 _KERNEL_CPL: Final = 1
 
 
@@ -96,14 +95,10 @@ def make_route(cpu_of: Callable[[], Cpu], note: NoteRefusal) -> TrapRoute:
     page_writes: PageWrites
     cpu: Cpu
     regs: memoryview
-    m16: memoryview
-    read_registers: Callable[[], tuple[int, ...]]
-    trail: Callable[[tuple[int, ...]], None]
-    results: Callable[[int | None], None]
 
     def bind(new_domain: Domain, new_table: list[Handler]) -> TrapParts:
         nonlocal domain, table, bounce, emulator, page_writes
-        nonlocal cpu, regs, m16, read_registers, trail, results
+        nonlocal cpu, regs
         domain = new_domain
         table = new_table
         cpu = cpu_of()
@@ -111,37 +106,25 @@ def make_route(cpu_of: Callable[[], Cpu], note: NoteRefusal) -> TrapRoute:
         emulator = Emulator(domain)
         page_writes = PageWrites(domain)
         regs = cpu.regs
-        state = cpu.regs8
-        m16 = domain.machine.memory.m16
-        read_registers = lambda: _REGISTERS.unpack_from(state)  # noqa: E731
-        trail = domain.trail.append
-        results = domain.results.append
+        cpu.watch_upcalls(domain.current.info_maddr)
         return TrapParts(bounce, page_writes)
 
-    def hypercall() -> None:
+    def hypercall(number: int, ebx: int, ecx: int, edx: int, esi: int, edi: int) -> int:
         try:
-            if regs[HFLAGS] & HF_CPL != _KERNEL_CPL:
-                bounce.software_interrupt(HYPERCALL_VECTOR)
-            else:
-                registers = read_registers()
-                number, ecx, edx, ebx, _, _, esi, edi = registers
-                trail(registers)
-                try:
-                    result = table[number if number < 64 else -1](ebx, ecx, edx, esi, edi)
-                except Refused as refused:
-                    note(number, (ebx, ecx, edx, esi, edi), refused)
-                    result = -refused.errno
-                except Restart as restart:
-                    regs[EBX], regs[ECX], regs[EDX], regs[ESI], regs[EDI] = restart.arguments
-                    regs[EIP] = (regs[EIP] - _INT_SIZE) & _WORD
-                    result = None
-                except DomainCrash:
-                    results(None)
-                    raise
-                if result is not None:
-                    regs[EAX] = result & _WORD
-                results(result)
-            if 0 < m16[domain.current.upcall_index] < 0x100:
+            return table[number if number < TABLE_SIZE else -1](ebx, ecx, edx, esi, edi)
+        except Refused as refused:
+            note(number, (ebx, ecx, edx, esi, edi), refused)
+            return -refused.errno & _WORD
+        except Restart as restart:
+            regs[EBX], regs[ECX], regs[EDX], regs[ESI], regs[EDI] = restart.arguments
+            regs[EIP] = (regs[EIP] - _INT_SIZE) & _WORD
+        except BaseException as error:  # noqa: BLE001 - enter raises it again
+            cpu.fail(error)
+        return REGISTERS_SET
+
+    def upcall() -> None:
+        try:
+            if domain.current.state is VcpuState.RUNNABLE and not cpu.has_failed:
                 bounce.upcall()
         except BaseException as error:  # noqa: BLE001 - enter raises it again
             cpu.fail(error)
@@ -149,8 +132,6 @@ def make_route(cpu_of: Callable[[], Cpu], note: NoteRefusal) -> TrapRoute:
     def system_call() -> None:
         try:
             bounce.software_interrupt(SYSTEM_CALL_VECTOR)
-            if 0 < m16[domain.current.upcall_index] < 0x100:
-                bounce.upcall()
         except BaseException as error:  # noqa: BLE001 - enter raises it again
             cpu.fail(error)
 
@@ -159,10 +140,10 @@ def make_route(cpu_of: Callable[[], Cpu], note: NoteRefusal) -> TrapRoute:
             if page_writes.is_stepping:
                 page_writes.abort()
             error_code = regs[ERROR_CODE]
-            if not page_writes.begin(regs[CR2], error_code):
+            if regs[IS_INT]:
+                bounce.software_interrupt(VECTOR_PF)
+            elif not page_writes.begin(regs[CR2], error_code):
                 bounce.fault(VECTOR_PF, error_code)
-                if 0 < m16[domain.current.upcall_index] < 0x100:
-                    bounce.upcall()
         except BaseException as error:  # noqa: BLE001 - enter raises it again
             cpu.fail(error)
 
@@ -188,8 +169,6 @@ def make_route(cpu_of: Callable[[], Cpu], note: NoteRefusal) -> TrapRoute:
                     return
                 page_writes.abort()
             fault_or_interrupt(vector)
-            if 0 < m16[domain.current.upcall_index] < 0x100:
-                bounce.upcall()
         except BaseException as error:  # noqa: BLE001 - enter raises it again
             cpu.fail(error)
 
@@ -225,10 +204,12 @@ def make_route(cpu_of: Callable[[], Cpu], note: NoteRefusal) -> TrapRoute:
             syscall=syscall,
             unmapped=unmapped,
             vectors={
-                HYPERCALL_VECTOR: hypercall,
                 VECTOR_PF: page_fault,
                 SYSTEM_CALL_VECTOR: system_call,
             },
+            call_vector=HYPERCALL_VECTOR,
+            call=hypercall,
+            upcall=upcall,
         ),
         bind=bind,
     )

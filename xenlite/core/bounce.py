@@ -25,13 +25,12 @@ Source: public/arch-x86/xen-x86_32.h, xen.h (trap_info); Intel SDM 3A, 6.12.
 from __future__ import annotations
 
 from struct import Struct
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from xenlite.abi.x86_32p import (
     SAVED_UPCALL_MASK_SHIFT,
     SELECTOR_RPL,
     VCPU_INFO_ARCH_CR2,
-    VCPU_INFO_EVTCHN_UPCALL_MASK,
     VMASST_TYPE_architectural_iopl,
     VMASST_TYPE_xenlite_fault_address,
 )
@@ -40,8 +39,12 @@ from xenlite.core.hole import HOLE_START
 from xenlite.errors import DomainCrash, Refused
 from xenlite.machine.memory import PAGE_SIZE
 from xenlite.machine.trap import (
+    CC_OP,
+    CC_OP_EFLAGS,
+    CC_SRC,
     CR2,
     CS_SELECTOR,
+    DF,
     DS,
     DS_SELECTOR,
     EAX,
@@ -68,6 +71,7 @@ from xenlite.machine.trap import (
     HF_CS32,
     HF_SS32,
     HFLAGS,
+    REGISTERS_SET,
     SEG0,
     SEGMENT_BASE,
     SEGMENT_FLAGS,
@@ -75,14 +79,13 @@ from xenlite.machine.trap import (
     SS_SELECTOR,
 )
 from xenlite.machine.x86_32p import (
+    EFLAGS_FIXED,
+    INDEX_MASK,
+    L2_SHIFT,
     PF_PRESENT,
     PF_USER,
     PF_WRITE,
-    PTE_A,
     PTE_ADDRESS,
-    PTE_D,
-    PTE_P,
-    PTE_RW,
     VECTOR_BP,
     VECTOR_DB,
     VECTOR_GP,
@@ -91,48 +94,59 @@ from xenlite.machine.x86_32p import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xenlite.core.descriptors import Segments
     from xenlite.core.domain import Domain
-    from xenlite.core.vcpu import Callback, TrapGate, Vcpu
+    from xenlite.core.vcpu import Vcpu
+
+Enter: TypeAlias = "Callable[[Vcpu, int, int, bool, tuple[int, ...]], None]"
+Iret: TypeAlias = "Callable[[int, int, int, int, int], int]"
+Place: TypeAlias = tuple[int, int, int, int, int]
+"""Region and index of an address, its page-table entry, machine address, and frame."""
 
 _WORD: Final = 0xFFFFFFFF
 _OFFSET: Final = PAGE_SIZE - 1
 _KERNEL_CPL: Final = 1
+OUTERMOST: Final = 3
 _OUTER_RING: Final = 2  # this bit of the privilege level: rings 2 and 3
 _INT_SIZE: Final = 2
 _FROM_IDT: Final = 2  # in an error code
 _FREE_FOR_ALL: Final = (VECTOR_BP, VECTOR_OF)
 _FAULT_ADDRESS: Final = 1 << VMASST_TYPE_xenlite_fault_address
 _ARCHITECTURAL_IOPL: Final = 1 << VMASST_TYPE_architectural_iopl
-_READABLE: Final = PTE_P | PTE_A
-_WRITABLE: Final = PTE_P | PTE_RW | PTE_A | PTE_D
 _NOT_TABLE_READ: Final = PF_PRESENT | PF_USER
 _DR6_SINGLE_STEP: Final = 1 << 14
 
-_NOT_PUSHED: Final = EFLAGS_IF | EFLAGS_IOPL
+_IF: Final = EFLAGS_IF
+_PUSHED: Final = 0x3FFFFF & ~(EFLAGS_IF | EFLAGS_IOPL)
 _CLEARED_ON_ENTRY: Final = EFLAGS_TF | EFLAGS_NT | EFLAGS_RF | EFLAGS_VM
 _ID: Final = 1 << 21
 _RESTORED: Final = (
     EFLAGS_ARITHMETIC | EFLAGS_DF | EFLAGS_TF | EFLAGS_NT | EFLAGS_RF | EFLAGS_AC | _ID
 )
+# What the short way back leaves to the long one, and how the engine splits the rest.
+_SLOW_TO_RESTORE: Final = EFLAGS_DF | EFLAGS_VM | EFLAGS_IOPL
+_KEPT_IN_WORD: Final = _RESTORED & ~(EFLAGS_ARITHMETIC | EFLAGS_DF)
+_ALWAYS_SET: Final = EFLAGS_IF | EFLAGS_FIXED
 
 _CS_AND_SS: Final = slice(4 * CS_SELECTOR, 4 * (SS_SELECTOR + SEGMENT_WORDS))
 _NOT_SEGMENTS: Final = _WORD & ~(HF_CPL | HF_CS32 | HF_SS32)
 _DATA_SELECTORS: Final = (ES_SELECTOR, DS_SELECTOR, FS_SELECTOR, GS_SELECTOR)
 _FAILSAFE_ORDER: Final = (DS, ES, FS, GS)
 _DPL_SHIFT: Final = 13
-_DPL: Final = 3 << _DPL_SHIFT
 _PRESENT: Final = 1 << 15
 _CONFORMING_CODE: Final = 0xC << 8
 
-_LONGEST_FRAME: Final = 9  # words: four selectors, three, esp and ss
+_LONGEST_FRAME: Final = 10  # words: of virtual-8086 mode
+_MOST_PLACES: Final = 256  # remembered of each kind
 _PUSH: Final = [Struct(f"<{words}I").pack_into for words in range(_LONGEST_FRAME + 1)]
 _PACK: Final = [Struct(f"<{words}I").pack for words in range(_LONGEST_FRAME + 1)]
 _INNER_IRET_SIZE: Final = 16
 _OUTER_IRET_SIZE: Final = 24
 _INNER_IRET: Final = Struct("<4I").unpack_from
 _OUTER_IRET: Final = Struct("<6I").unpack_from
-_VM86_FRAME_SIZE: Final = 40  # eax, eip, cs, eflags, esp, ss, es, ds, fs, gs
+_VM86_FRAME: Final = Struct("<10I")  # eax, eip, cs, eflags, esp, ss, es, ds, fs, gs
 
 
 class Bounce:
@@ -140,6 +154,7 @@ class Bounce:
 
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
+        self._paging = domain.paging
         self._guest_memory = domain.guest_memory
         self._descriptors = domain.descriptors
         self._engine = domain.engine
@@ -147,13 +162,16 @@ class Bounce:
         self._regs8 = domain.engine.regs8
         self._read_eflags = domain.engine.read_eflags
         self._write_eflags = domain.engine.write_eflags
-        self._slot_of = domain.paging.slot_of
-        self._write_slot_of = domain.paging.write_slot_of
         self._memory = domain.machine.memory
         self._code = self._memory.code
         self._m8 = self._memory.m8
         self._m32 = self._memory.m32
         self._m64 = self._memory.m64
+        # Where frames were written and read before, by length in words and by address.
+        self._places: list[dict[int, Place]] = [{} for _ in range(_LONGEST_FRAME + 1)]
+        self._iret_places: dict[int, Place] = {}
+        self._enter = self._make_enter()
+        self.iret = self._make_iret()
 
     # -- what enters the kernel ---------------------------------------------------------------
 
@@ -183,7 +201,7 @@ class Bounce:
             vcpu.debug_registers[6] |= _DR6_SINGLE_STEP
         if gate is None:
             raise DomainCrash("traps.no-handler", f"vector {vector}")
-        self._enter(vcpu, gate, prefix)
+        self._enter(vcpu, gate.cs, gate.address, gate.masks_events, prefix)
 
     def page_fault_again(self) -> None:
         """Deliver the page fault of a kernel's store that was tried out and refused."""
@@ -197,9 +215,11 @@ class Bounce:
         """
         vcpu = self._domain.current
         gate = vcpu.traps[vector]
-        if gate is not None and gate.dpl == 3:
-            self._enter(vcpu, gate, ())
-            return
+        if gate is not None:
+            dpl, cs, address, masks_events, _ = gate
+            if dpl == OUTERMOST:
+                self._enter(vcpu, cs, address, masks_events, ())
+                return
         cpl = self._regs[HFLAGS] & HF_CPL
         if cpl == _KERNEL_CPL and not self._domain.assists & _ARCHITECTURAL_IOPL:
             cpl = 0
@@ -209,14 +229,15 @@ class Bounce:
             return
         if gate is None:
             raise DomainCrash("traps.no-handler", f"int {vector:#x}")
-        self._enter(vcpu, gate, ())
+        self._enter(vcpu, gate.cs, gate.address, gate.masks_events, ())
 
     def upcall(self) -> None:
         """Enter the event callback, with the mask set; raises DomainCrash."""
         vcpu = self._domain.current
         if vcpu.event_callback is None:
             raise DomainCrash("traps.no-handler", "an event is pending, and there is no callback")
-        self._enter(vcpu, vcpu.event_callback, ())
+        cs, address, masks_events = vcpu.event_callback
+        self._enter(vcpu, cs, address, masks_events, ())
 
     def reload_selectors(self) -> None:
         """Load the data selectors again after a descriptor table has changed.
@@ -240,93 +261,149 @@ class Bounce:
                 ) from bad
             for index in _FAILSAFE_ORDER:
                 self._engine.set_segment(index, 0, 0, 0, 0)
-            self._enter(vcpu, vcpu.failsafe_callback, selectors)
+            cs, address, masks_events = vcpu.failsafe_callback
+            self._enter(vcpu, cs, address, masks_events, selectors)
             return
         for index, (selector, _, base, _, limit, flags) in zip(_FAILSAFE_ORDER, loads, strict=True):
             self._engine.set_segment(index, selector, base, limit, flags)
 
     # -- the frame ----------------------------------------------------------------------------
 
-    def _enter(self, vcpu: Vcpu, handler: TrapGate | Callback, prefix: tuple[int, ...]) -> None:
-        """Build the frame, ``prefix`` at its lower end, then continue at ``handler``."""
-        regs = self._regs
-        eflags = self._read_eflags()
-        hflags = regs[HFLAGS]
-        esp = regs[ESP]
-        cs = regs[CS_SELECTOR]
-        mask_at = vcpu.info_maddr + VCPU_INFO_EVTCHN_UPCALL_MASK
-        mask = self._m8[mask_at]
-        pushed = eflags & ~_NOT_PUSHED | vcpu.iopl
-        if not mask:
-            pushed |= EFLAGS_IF
-        segments = None
-        base = 0
-        if hflags & _OUTER_RING:
-            ss = vcpu.kernel_ss
-            frame = (
-                *prefix,
-                regs[EIP],
-                cs | mask << SAVED_UPCALL_MASK_SHIFT,
-                pushed,
-                esp,
-                regs[SS_SELECTOR],
-            )
-            esp = vcpu.kernel_sp
-            segments = vcpu.segments.get(handler.cs << 16 | ss)
-            if segments is None:
-                segments = self._load(vcpu, handler.cs, ss)
-            base = segments.ss_base
-        else:
-            frame = (*prefix, regs[EIP], cs | mask << SAVED_UPCALL_MASK_SHIFT, pushed)
-            if hflags & HF_ADDSEG:
-                base = regs[SS_SELECTOR + SEGMENT_BASE]
-            if handler.cs != cs:
-                ss = regs[SS_SELECTOR]
-                segments = vcpu.segments.get(handler.cs << 16 | ss)
-                if segments is None:
-                    segments = self._load(vcpu, handler.cs, ss)
-                base = segments.ss_base
-        words = len(frame)
-        esp = (esp - 4 * words) & _WORD
-        bottom = (esp + base) & _WORD
-        slot = self._write_slot_of(bottom)
-        entry = 0 if slot is None else self._m64[slot]
-        if (
-            entry & _WRITABLE == _WRITABLE
-            and bottom & _OFFSET <= PAGE_SIZE - 4 * words
-            and bottom < HOLE_START
-        ):
-            maddr = (entry & PTE_ADDRESS) | bottom & _OFFSET
-            _PUSH[words](self._m8, maddr, *frame)
-            if self._code[maddr >> 12]:
-                self._memory.wrote(maddr >> 12)
-        else:
-            self._push_slowly(bottom, _PACK[words](*frame))
+    def _make_enter(self) -> Enter:
+        """Bind the short way into the kernel: 0.6 us where the long one takes 1.4.
 
-        if handler.masks_events and not mask & 1:
-            self._m8[mask_at] = mask | 1
-            if self._code[mask_at >> 12]:
-                self._memory.wrote(mask_at >> 12)
-        regs[EIP] = handler.address
+        It serves frames at addresses where one was written before, as long as the page-table
+        entry is the same as then; everything else goes the long way, which notes the address.
+        """
+        regs, regs8 = self._regs, self._regs8
+        read_eflags = self._read_eflags
+        memory, m8, m64, code = self._memory, self._m8, self._m64, self._code
+        l1_bases = self._paging.writable_l1_bases
+        places, push, enter_slowly = self._places, _PUSH, self._enter_slowly
+
+        def enter(
+            vcpu: Vcpu, cs: int, address: int, masks_events: bool, prefix: tuple[int, ...]
+        ) -> None:
+            eflags = read_eflags()
+            hflags = regs[HFLAGS]
+            mask_at = vcpu.mask_at
+            mask = m8[mask_at]
+            flags = eflags & _PUSHED | vcpu.iopl if mask else eflags & _PUSHED | vcpu.iopl | _IF
+            old_cs = regs[CS_SELECTOR]
+            segments = None
+            if hflags & _OUTER_RING:
+                frame: tuple[int, ...] = (
+                    *prefix,
+                    regs[EIP],
+                    old_cs | mask << SAVED_UPCALL_MASK_SHIFT,
+                    flags,
+                    regs[ESP],
+                    regs[SS_SELECTOR],
+                )
+                words = len(frame)
+                esp = vcpu.kernel_sp - 4 * words
+                segments = vcpu.entries.get(cs)
+                place = None if segments is None else places[words].get(esp)
+            else:
+                frame = (
+                    *prefix, regs[EIP], old_cs | mask << SAVED_UPCALL_MASK_SHIFT, flags
+                )  # fmt: skip
+                words = len(frame)
+                esp = regs[ESP] - 4 * words
+                place = places[words].get(esp) if cs == old_cs else None
+            if place is not None and not (eflags & _CLEARED_ON_ENTRY or hflags & HF_ADDSEG):
+                region, index, entry, maddr, mfn = place
+                l1 = l1_bases.get(region)
+                if l1 is not None and m64[l1 + index] == entry:
+                    push[words](m8, maddr, *frame)
+                    if code[mfn]:
+                        memory.wrote(mfn)
+                    if masks_events:
+                        m8[mask_at] = mask | 1
+                        if code[mask_at >> 12]:
+                            memory.wrote(mask_at >> 12)
+                    regs[EIP] = address
+                    regs[ESP] = esp
+                    if segments is not None:
+                        state, bits, _ = segments
+                        regs8[_CS_AND_SS] = state
+                        regs[HFLAGS] = hflags & _NOT_SEGMENTS | bits
+                    return
+            enter_slowly(vcpu, cs, address, masks_events, frame, eflags)
+
+        return enter
+
+    def _enter_slowly(
+        self,
+        vcpu: Vcpu,
+        cs: int,
+        address: int,
+        masks_events: bool,
+        frame: tuple[int, ...],
+        eflags: int,
+    ) -> None:
+        """Write the frame, wherever it goes, then continue at the handler."""
+        regs = self._regs
+        hflags = regs[HFLAGS]
+        is_outer = hflags & _OUTER_RING
+        ss = vcpu.kernel_ss if is_outer else regs[SS_SELECTOR] & 0xFFFF
+        segments = None
+        base = regs[SS_SELECTOR + SEGMENT_BASE]
+        if is_outer or cs != regs[CS_SELECTOR]:
+            segments = self._load(vcpu, cs, ss)
+            base = segments.ss_base
+            if is_outer and not segments.hflags & HF_ADDSEG:
+                vcpu.entries[cs] = segments
+        esp = ((vcpu.kernel_sp if is_outer else regs[ESP]) - 4 * len(frame)) & _WORD
+        self._push(esp, base, frame)
+
+        if masks_events:
+            self._write_mask(vcpu, self._m8[vcpu.mask_at] | 1)
+        regs[EIP] = address
         regs[ESP] = esp
         if eflags & _CLEARED_ON_ENTRY:
             regs[EFLAGS] &= ~_CLEARED_ON_ENTRY & _WORD
             if eflags & EFLAGS_VM:
                 self._drop_vm86_selectors()
         if segments is not None:
-            self._regs8[_CS_AND_SS] = segments.state
-            regs[HFLAGS] = hflags & _NOT_SEGMENTS | segments.hflags
-            if hflags & HF_ADDSEG and not segments.hflags & HF_ADDSEG:
-                self._derive_addseg()
+            self._set_cs_and_ss(segments)
 
-    def _push_slowly(self, bottom: int, frame: bytes) -> None:
-        """Write a frame that crosses a page, or whose page lacks a bit; or crash."""
+    def _push(self, esp: int, base: int, frame: tuple[int, ...]) -> None:
+        """Write the words of a frame with the kernel's rights, or crash; note a good address."""
+        words = len(frame)
+        bottom = (esp + base) & _WORD
         try:
-            self._guest_memory.write(bottom, frame)
+            self._guest_memory.write(bottom, _PACK[words](*frame))
         except Refused as refused:
             raise DomainCrash(
-                "traps.no-frame", f"{len(frame)} bytes can't be written at {bottom:#x}"
+                "traps.no-frame", f"{4 * words} bytes can't be written at {bottom:#x}"
             ) from refused
+        if not base and bottom & _OFFSET <= PAGE_SIZE - 4 * words:
+            self._note(self._places[words], bottom)
+
+    def _note(self, places: dict[int, Place], vaddr: int) -> None:
+        """Remember where an address is that has just been used, for as long as it stays there."""
+        slot = self._paging.slot_of(vaddr)
+        assert slot is not None, vaddr
+        entry = self._m64[slot]
+        maddr = (entry & PTE_ADDRESS) | vaddr & _OFFSET
+        if len(places) == _MOST_PLACES:
+            places.clear()
+        places[vaddr] = (vaddr >> L2_SHIFT, vaddr >> 12 & INDEX_MASK, entry, maddr, maddr >> 12)
+
+    def _write_mask(self, vcpu: Vcpu, mask: int) -> None:
+        self._m8[vcpu.mask_at] = mask
+        if self._code[vcpu.mask_at >> 12]:
+            self._memory.wrote(vcpu.mask_at >> 12)
+
+    def _set_cs_and_ss(self, segments: Segments) -> None:
+        regs = self._regs
+        regs8 = self._regs8
+        regs8[_CS_AND_SS] = segments.state
+        hflags = regs[HFLAGS]
+        regs[HFLAGS] = hflags & _NOT_SEGMENTS | segments.hflags
+        if hflags & HF_ADDSEG and not segments.hflags & HF_ADDSEG:
+            self._derive_addseg()
 
     def _load(self, vcpu: Vcpu, cs: int, ss: int) -> Segments:
         try:
@@ -356,93 +433,115 @@ class Bounce:
 
     # -- the way back -------------------------------------------------------------------------
 
-    def iret(self, _1: int = 0, _2: int = 0, _3: int = 0, _4: int = 0, _5: int = 0) -> None:
-        """Return through the frame at ESP: eax, eip, cs, eflags, and to outer rings esp, ss.
+    def _make_iret(self) -> Iret:
+        """Bind the short way back: 0.5 us where the long one takes 1.4; see ``_make_enter``."""
+        domain = self._domain
+        regs, regs8 = self._regs, self._regs8
+        memory, m8, m64, code = self._memory, self._m8, self._m64, self._code
+        l1_bases = self._paging.l1_bases
+        places, iret_slowly = self._iret_places, self._iret_slowly
+        null_inner_selectors = self._null_inner_selectors
 
-        The new mask is the opposite of IF. A selector that can't be loaded gives the guest the
-        fault that it would get from its own iret at the target; ring 0 or an unreadable frame
-        raises DomainCrash, with nothing changed.
-        """
+        def iret(_1: int = 0, _2: int = 0, _3: int = 0, _4: int = 0, _5: int = 0) -> int:
+            vcpu = domain.current
+            hflags = regs[HFLAGS]
+            place = places.get(regs[ESP])
+            if place is None or hflags & HF_ADDSEG:
+                return iret_slowly()
+            region, index, entry, maddr, _ = place
+            l1 = l1_bases.get(region)
+            if l1 is None or m64[l1 + index] != entry:
+                return iret_slowly()
+            eax, eip, cs, eflags, esp, ss = _OUTER_IRET(m8, maddr)
+            if eflags & _SLOW_TO_RESTORE or vcpu.iopl or cs & SELECTOR_RPL != OUTERMOST:
+                return iret_slowly()
+            segments = vcpu.segments.get(cs << 16 | ss & 0xFFFF)
+            if segments is None:
+                return iret_slowly()
+            state, bits, _ = segments
+            regs[EAX] = eax
+            regs[EIP] = eip
+            regs[ESP] = esp
+            mask_at = vcpu.mask_at
+            m8[mask_at] = 0 if eflags & EFLAGS_IF else 1
+            if code[mask_at >> 12]:
+                memory.wrote(mask_at >> 12)
+            regs[EFLAGS] = eflags & _KEPT_IN_WORD | _ALWAYS_SET
+            regs[CC_SRC] = eflags & EFLAGS_ARITHMETIC
+            regs[CC_OP] = CC_OP_EFLAGS
+            regs[DF] = 1
+            regs8[_CS_AND_SS] = state
+            regs[HFLAGS] = hflags & _NOT_SEGMENTS | bits
+            ds, es = regs[DS_SELECTOR], regs[ES_SELECTOR]
+            fs, gs = regs[FS_SELECTOR], regs[GS_SELECTOR]
+            if ds & es & fs & gs & OUTERMOST != OUTERMOST:
+                null_inner_selectors(OUTERMOST)
+            return REGISTERS_SET
+
+        return iret
+
+    def _iret_slowly(self) -> int:
+        """Return through any frame."""
         vcpu = self._domain.current
         regs = self._regs
-        hflags = regs[HFLAGS]
         esp = regs[ESP]
-        top = esp
-        if hflags & HF_ADDSEG:
-            top = (esp + regs[SS_SELECTOR + SEGMENT_BASE]) & _WORD
-        slot = self._slot_of(top)
-        entry = 0 if slot is None else self._m64[slot]
-        if (
-            entry & _READABLE == _READABLE
-            and top & _OFFSET <= PAGE_SIZE - _OUTER_IRET_SIZE
-            and top < HOLE_START
-        ):
-            eax, eip, cs, eflags, new_esp, ss = _OUTER_IRET(
-                self._m8, (entry & PTE_ADDRESS) | top & _OFFSET
-            )
-        else:
-            eax, eip, cs, eflags, new_esp, ss = self._read_iret_frame(top)
+        top = (esp + regs[SS_SELECTOR + SEGMENT_BASE]) & _WORD
+        eax, eip, cs, eflags, new_esp, ss = self._read_iret_frame(top)
         cs &= 0xFFFF
+        ss &= 0xFFFF
         ring = cs & SELECTOR_RPL
         if eflags & EFLAGS_VM:
             self._refuse_vm86(vcpu, top)
-            return
+            return REGISTERS_SET
         if ring == _KERNEL_CPL:
             new_esp = (esp + _INNER_IRET_SIZE) & _WORD
-            ss = regs[SS_SELECTOR]
+            ss = regs[SS_SELECTOR] & 0xFFFF
         elif not ring:
             raise DomainCrash("traps.iret-to-ring-0", f"cs {cs:#x}")
-        ss &= 0xFFFF
-        segments = None
-        if ring != _KERNEL_CPL or cs != regs[CS_SELECTOR]:
-            segments = vcpu.segments.get(cs << 16 | ss)
-            if segments is None:
-                try:
-                    segments = self._descriptors.segments(vcpu, cs, ss)
-                except BadSelector as bad:
-                    self._set_flags(vcpu, eflags)
-                    regs[EAX] = eax
-                    self._fault_at_target(vcpu, bad, cs, eip, ss, new_esp)
-                    return
         regs[EAX] = eax
-        regs[EIP] = eip
-        regs[ESP] = new_esp
-        self._set_flags(vcpu, eflags)
-        if segments is not None:
-            self._regs8[_CS_AND_SS] = segments.state
-            regs[HFLAGS] = hflags & _NOT_SEGMENTS | segments.hflags
-            if hflags & HF_ADDSEG and not segments.hflags & HF_ADDSEG:
-                self._derive_addseg()
+        self._restore_flags(vcpu, eflags)
+        if ring != _KERNEL_CPL or cs != regs[CS_SELECTOR]:
+            try:
+                segments = self._descriptors.segments(vcpu, cs, ss)
+            except BadSelector as bad:
+                self._fault_at_target(vcpu, bad, cs, eip, ss, new_esp)
+                return REGISTERS_SET
+            self._set_cs_and_ss(segments)
             if ring != _KERNEL_CPL:
                 self._null_inner_selectors(ring)
+        regs[EIP] = eip
+        regs[ESP] = new_esp
+        return REGISTERS_SET
 
-    def _set_flags(self, vcpu: Vcpu, eflags: int) -> None:
-        mask_at = vcpu.info_maddr + VCPU_INFO_EVTCHN_UPCALL_MASK
-        self._m8[mask_at] = 0 if eflags & EFLAGS_IF else 1
-        if self._code[mask_at >> 12]:
-            self._memory.wrote(mask_at >> 12)
+    def _restore_flags(self, vcpu: Vcpu, eflags: int) -> None:
+        self._write_mask(vcpu, 0 if eflags & EFLAGS_IF else 1)
         if self._domain.assists & _ARCHITECTURAL_IOPL:
             vcpu.iopl = eflags & EFLAGS_IOPL
         self._write_eflags(eflags & _RESTORED | EFLAGS_IF)
 
     def _read_iret_frame(self, top: int) -> tuple[int, ...]:
-        """Read a frame that lies across pages, or in one that was never read."""
+        """Copy the frame in, its last two words only if they belong to it; or crash."""
         try:
             inner = _INNER_IRET(self._guest_memory.read(top, _INNER_IRET_SIZE))
             if inner[2] & SELECTOR_RPL <= _KERNEL_CPL:
                 return (*inner, 0, 0)
-            return _OUTER_IRET(self._guest_memory.read(top, _OUTER_IRET_SIZE))
+            outer = _OUTER_IRET(self._guest_memory.read(top, _OUTER_IRET_SIZE))
         except Refused as refused:
             raise DomainCrash("traps.iret-frame", f"{top:#x} can't be read") from refused
+        if (
+            top & _OFFSET <= PAGE_SIZE - _OUTER_IRET_SIZE
+            and not self._regs[SS_SELECTOR + SEGMENT_BASE]
+        ):
+            self._note(self._iret_places, top)
+        return outer
 
     def _null_inner_selectors(self, ring: int) -> None:
         """Null the data selectors that the outer ring may not keep, as iret does."""
         regs = self._regs
         for selector in _DATA_SELECTORS:
             flags = regs[selector + SEGMENT_FLAGS]
-            if flags & _DPL != _DPL and flags >> _DPL_SHIFT & 3 < ring and regs[selector]:
-                if flags & _CONFORMING_CODE == _CONFORMING_CODE:
-                    continue
+            is_inner = flags >> _DPL_SHIFT & 3 < ring
+            if is_inner and flags & _CONFORMING_CODE != _CONFORMING_CODE and regs[selector]:
                 regs[selector] = 0
                 regs[selector + SEGMENT_FLAGS] = flags & ~_PRESENT & _WORD
 
@@ -470,20 +569,18 @@ class Bounce:
         if gate is None:
             raise DomainCrash("traps.no-handler", f"vector {VECTOR_GP}")
         segments = self._load(vcpu, gate.cs, vcpu.kernel_ss)
-        esp = (vcpu.kernel_sp - _VM86_FRAME_SIZE) & _WORD
+        esp = (vcpu.kernel_sp - _VM86_FRAME.size) & _WORD
         try:
-            frame = self._guest_memory.read(top, _VM86_FRAME_SIZE)
+            frame = self._guest_memory.read(top, _VM86_FRAME.size)
         except Refused as refused:
             raise DomainCrash("traps.iret-frame", f"{top:#x} can't be read") from refused
-        self._push_slowly((esp + segments.ss_base) & _WORD, bytes(4) + frame[4:])
+        self._push(esp, segments.ss_base, (0, *_VM86_FRAME.unpack(frame)[1:]))
         regs = self._regs
         eflags = int.from_bytes(frame[12:16], "little")
         if gate.masks_events:
             eflags &= ~EFLAGS_IF
-        self._set_flags(vcpu, eflags & ~_CLEARED_ON_ENTRY)
+        self._restore_flags(vcpu, eflags & ~_CLEARED_ON_ENTRY)
         regs[EAX] = int.from_bytes(frame[:4], "little")
         regs[EIP] = gate.address
         regs[ESP] = esp
-        self._regs8[_CS_AND_SS] = segments.state
-        regs[HFLAGS] = regs[HFLAGS] & _NOT_SEGMENTS | segments.hflags
-        self._derive_addseg()
+        self._set_cs_and_ss(segments)

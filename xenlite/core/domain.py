@@ -7,9 +7,8 @@ invariants. Parts reach each other through the domain, never through the hypervi
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from xenlite.abi.x86_32p import SHARED_INFO_VCPU_INFO, SIZEOF_VCPU_INFO
 from xenlite.core.vcpu import Vcpu
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from xenlite.machine.machine import Machine
     from xenlite.machine.processor import Engine
     from xenlite.machine.tlb import Tlb
-
-TRAIL: Final = 64  # hypercalls remembered for crash reports
 
 
 class Domain:
@@ -57,10 +54,6 @@ class Domain:
         self.vcpus = [Vcpu(self, i, info + i * SIZEOF_VCPU_INFO) for i in range(max_vcpus)]
         self.current = self.vcpus[0]  # the vCPU whose registers the engine holds
         self.assists = 0  # bit n: vm_assist type n is enabled
-        # The last hypercalls: (eax, ecx, edx, ebx, esp, ebp, esi, edi) at entry, and the results.
-        # Bounded and append-only, because every trap writes them.
-        self.trail: deque[tuple[int, ...]] = deque(maxlen=TRAIL)
-        self.results: deque[int | None] = deque(maxlen=TRAIL)
         self.in_multicall = False
         self.console_write: Callable[[bytes], None] = _drop  # where console_io output goes
         self.paused = True

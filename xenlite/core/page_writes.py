@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Direct writes to page tables, for a guest that asked for them (vm_assist, type 2).
 
-The guest stores to an L1 that it maps read-only. The faulting address is pointed at a scratch copy
-of the table, the guest's own instruction runs once by the trap flag, and what it changed in the
-copy is validated like any mmu_update. That covers every form of store, with no decoder to trust::
+The guest stores to an L1 or L2 that it maps read-only. The faulting address is pointed at a scratch
+copy of the table, the guest's own instruction runs once by the trap flag, and what it changed in
+the copy is validated like any mmu_update. That covers every form of store, with no decoder to
+trust::
 
     idle --begin (#PF)--> stepping --finish (#DB)--> idle    changes committed or refused
                              `-----abort (any other trap, or a stop)--> idle, nothing happened
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import EINVAL, VMASST_TYPE_writable_pagetables
 from xenlite.core.hole import HOLE_START
-from xenlite.core.paging import L1
+from xenlite.core.paging import L1, L2, L2XEN, WORK_BUDGET
 from xenlite.errors import Refused
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.trap import EFLAGS, EFLAGS_TF, HFLAGS
@@ -58,6 +59,8 @@ class PageWrites:
         self._frames = domain.machine.frames
         self._m8 = self._memory.m8
         self._m64 = self._memory.m64
+        # Xen emulates writes to L1s only; a validated L2 entry is no less safe.
+        self._setters = {L1: self._paging.set_l1, L2: self._set_l2, L2XEN: self._set_l2}
         self._scratch: int | None = None
         self.is_stepping = False
         self._vaddr = 0
@@ -76,9 +79,9 @@ class PageWrites:
             return False
         entry = self._m64[slot]
         table = (entry & PTE_ADDRESS) >> PAGE_SHIFT
-        if entry & (PTE_P | PTE_RW) != PTE_P or self._frames.kind[table] != L1:
+        if entry & (PTE_P | PTE_RW) != PTE_P or self._frames.owner[table] != self._domid:
             return False
-        if self._frames.owner[table] != self._domid:
+        if self._frames.kind[table] not in self._setters:
             return False
         scratch = self._scratch
         if scratch is None:
@@ -144,10 +147,19 @@ class PageWrites:
         new = int.from_bytes(after[at : at + 8], "little")
         # The walker may have set bits in the real entry during the step.
         new |= (self._m64[slot] ^ old) & (PTE_A | PTE_D)
+        set_entry = self._setters[self._frames.kind[self._table]]
         try:
-            self._paging.set_l1(slot, new)
+            set_entry(slot, new)
         except Refused:
             # Half of an entry at a time, upper half first: what is not whole is not present.
             if (old ^ new) & _LOW or not new & PTE_P:
                 raise
-            self._paging.set_l1(slot, new & ~PTE_P)
+            set_entry(slot, new & ~PTE_P)
+
+    def _set_l2(self, slot: int, new: int) -> None:
+        """Set an L2 entry: at most one table to validate, so the budget cannot run out."""
+        paging = self._paging
+        paging.work_left = WORK_BUDGET
+        paging.set_l2(slot, new)
+        if not paging.drain():
+            self._engine.stop()

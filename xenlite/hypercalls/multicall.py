@@ -19,8 +19,9 @@ from xenlite.abi.x86_32p import (
 )
 from xenlite.core.paging import WORK_BUDGET
 from xenlite.core.vcpu import VcpuState
-from xenlite.errors import DomainCrash, Refused
+from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, NoteRefusal, Restart
+from xenlite.machine.trap import REGISTERS_SET
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
@@ -40,34 +41,29 @@ class Multicall:
         self._guest_memory = domain.guest_memory
         self._table = table
         self._note = note
+        self._trail = domain.engine.trail
 
     def handlers(self) -> dict[int, Handler]:
         """Name the handler of each hypercall number."""
         return {HYPERVISOR_multicall: self.multicall}
 
-    def multicall(self, calls: int, count: int, _2: int, _3: int, _4: int) -> int | None:
+    def multicall(self, calls: int, count: int, _2: int, _3: int, _4: int) -> int:
         """Call each entry in turn."""
         domain = self._domain
         if domain.in_multicall:
             raise Refused(EINVAL, "multicall.nested")
         self._guest_memory.check_range(calls, count * SIZEOF_MULTICALL_ENTRY)
-        # The trail pairs calls with results in order of return, and this call returns last.
-        outer = domain.trail.pop()
         domain.paging.work_left = WORK_BUDGET
         domain.in_multicall = True
         try:
             return self._run(calls, count)
-        except DomainCrash:
-            domain.results.append(None)
-            raise
         finally:
             domain.in_multicall = False
-            domain.trail.append(outer)
 
-    def _run(self, calls: int, count: int) -> int | None:
+    def _run(self, calls: int, count: int) -> int:
         domain, table, memory = self._domain, self._table, self._guest_memory
         paging, vcpu = domain.paging, domain.current
-        trail, results = domain.trail.append, domain.results.append
+        trail = self._trail
         translate_write = memory.translate_write
         m32 = domain.machine.memory.m32
         for at in range(calls, calls + count * SIZEOF_MULTICALL_ENTRY, SIZEOF_MULTICALL_ENTRY):
@@ -75,23 +71,22 @@ class Multicall:
                 raise Restart((at, count - (at - calls) // SIZEOF_MULTICALL_ENTRY, 0, 0, 0))
             paging.work_left -= 1
             number, _, a, b, c, d, e, _ = _ENTRY.unpack(memory.read(at, SIZEOF_MULTICALL_ENTRY))
-            trail((number, b, c, a, 0, 0, d, e))
+            record = trail.begin(number, (a, b, c, d, e))
             try:
                 result = table[number if number < len(table) else -1](a, b, c, d, e)
             except Refused as refused:
                 self._note(number, (a, b, c, d, e), refused)
-                result = -refused.errno
+                result = -refused.errno & _WORD
             except Restart as restart:
-                results(None)
                 memory.write(at + MULTICALL_ENTRY_ARGS, _ARGUMENTS.pack(*restart.arguments))
                 left = count - (at - calls) // SIZEOF_MULTICALL_ENTRY
                 raise Restart((at, left, 0, 0, 0)) from None
-            results(result)
-            if result is None:
-                return None  # an iret: the guest is elsewhere now
+            if result == REGISTERS_SET:
+                return REGISTERS_SET  # an iret: the guest is elsewhere now
+            trail.end(record, result)
             maddr = translate_write(at + MULTICALL_ENTRY_RESULT)
             if maddr is not None and not maddr & 3 and not domain.machine.memory.code[maddr >> 12]:
-                m32[maddr >> 2] = result & _WORD
+                m32[maddr >> 2] = result
             else:
-                memory.write_u32(at + MULTICALL_ENTRY_RESULT, result & _WORD)
+                memory.write_u32(at + MULTICALL_ENTRY_RESULT, result)
         return 0

@@ -14,7 +14,7 @@ from typing import TypeAlias
 from xenlite.errors import Refused
 
 Arguments: TypeAlias = tuple[int, int, int, int, int]
-Handler: TypeAlias = Callable[[int, int, int, int, int], int | None]
+Handler: TypeAlias = Callable[[int, int, int, int, int], int]
 NoteRefusal: TypeAlias = Callable[[int, Arguments, Refused], None]
 
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The hypercall table: every entry point of the hypervisor, by number.
 
-A handler takes the five argument registers and returns the guest's result, or None where it has
-set the registers itself (iret). What it raises decides who is at fault: ``Refused`` becomes
-``-errno``, ``DomainCrash`` ends the domain, ``Restart`` calls it again.
+A handler takes the five argument registers and returns the guest's result, 32 bits and not
+negative, or REGISTERS_SET where it has set the registers itself (iret). What it raises decides who
+is at fault: ``Refused`` becomes ``-errno``, ``DomainCrash`` ends the domain, ``Restart`` calls it
+again.
 """
 
 from __future__ import annotations

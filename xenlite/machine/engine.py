@@ -21,6 +21,7 @@ from functools import cache
 from typing import Any, Final
 
 from xenlite.machine.trap import STATE_SIZE_BYTES
+from xenlite.machine.trap_stub import TRAP_STUB
 
 UC_ARCH_X86: Final = 4
 UC_MODE_32: Final = 4
@@ -63,6 +64,9 @@ UC_X86_INS_SYSENTER: Final = 700
 
 IntrCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 VectorCallback: Final = ctypes.CFUNCTYPE(None)
+CallCallback: Final = ctypes.CFUNCTYPE(c_int64, *(c_uint32,) * 6)
+
+NO_VECTOR: Final = 0xFFFFFFFF
 """The same call, its arguments left unread."""
 InvalidCallback: Final = ctypes.CFUNCTYPE(c_bool, c_void_p, c_void_p)
 InCallback: Final = ctypes.CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
@@ -292,15 +296,6 @@ _BLOCK_STUB: Final = bytes.fromhex(
     "c3"  # ret
     "ff6108"  # stop: jmp [rcx+8]        uc_emu_stop, rdi already holds its argument
 )
-_INTR_STUB: Final = bytes.fromhex(
-    "488b8208080000"  # mov rax, [rdx+0x808]   where OLD_EXCEPTION is
-    "c700ffffffff"  # mov dword [rax], -1      the fault counts as delivered
-    "81feff000000"  # cmp esi, 255
-    "7705"  # ja default
-    "89f6"  # mov esi, esi
-    "ff24f2"  # jmp [rdx+rsi*8]                the handler of this vector
-    "ffa200080000"  # default: jmp [rdx+0x800]
-)
 
 
 @cache
@@ -316,7 +311,7 @@ def native_stubs() -> tuple[int, int] | None:
     except OSError:
         return None
     page[: len(_BLOCK_STUB)] = _BLOCK_STUB
-    page[64 : 64 + len(_INTR_STUB)] = _INTR_STUB
+    page[64 : 64 + len(TRAP_STUB)] = TRAP_STUB
     _stub_pages.append(page)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     return address, address + 64
@@ -344,11 +339,31 @@ class BlockClock(ctypes.Structure):
     )
 
 
-class VectorTable(ctypes.Structure):
-    """What the interrupt stub reads: a handler per vector, one for the rest."""
+class TrapTable(ctypes.Structure):
+    """What the trap stub reads; ``trap_stub.s`` says what each is for."""
 
     _fields_ = (
         ("handlers", c_void_p * 256),
         ("default", c_void_p),
         ("old_exception", c_void_p),
+        ("state", c_void_p),
+        ("call", c_void_p),
+        ("upcall", c_void_p),
+        ("upcall_word", c_void_p),
+        ("cpu", c_void_p),
+        ("flush_all", c_void_p),
+        ("flush_page", c_void_p),
+        ("flush_kind", c_uint32),
+        ("flush_address", c_uint32),
+        ("trail", c_void_p),
+        ("trail_next", c_uint64),
+        ("call_vector", c_uint32),
+        ("nothing_pending", c_uint32),
     )
+
+    def __init__(self) -> None:
+        super().__init__(call_vector=NO_VECTOR)
+        self.upcall_word = ctypes.addressof(self) + TrapTable.nothing_pending.offset
+
+
+assert TrapTable.trail_next.offset == 0x858

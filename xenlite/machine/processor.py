@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from xenlite.machine.engine import TrapTable
+from xenlite.machine.trail import Trail
 from xenlite.machine.trap import STATE_SIZE_BYTES
 
 
@@ -28,6 +30,9 @@ class Engine(Protocol):
 
     slot: int
     """Where the machine's memory knows this engine (``MachineMemory.attach``); 0 for nowhere."""
+
+    trail: Trail
+    """The last calls of the guest."""
 
     def flush_tlb(self) -> object:
         """Forget every cached translation of a virtual address."""
@@ -66,6 +71,7 @@ class NullEngine:
     def __init__(self) -> None:
         self.regs = memoryview(bytearray(STATE_SIZE_BYTES)).cast("I")
         self.slot = 0
+        self.trail = Trail(TrapTable())
         self.regs8 = self.regs.cast("B")
 
     def read_eflags(self) -> int:

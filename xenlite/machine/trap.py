@@ -127,6 +127,8 @@ EFLAGS_ARITHMETIC: Final = 0x8D5
 """CF, PF, AF, ZF, SF and OF: the flags that the engine evaluates lazily."""
 CC_OP_EFLAGS: Final = 1
 """The value of CC_OP that says: the arithmetic flags stand in CC_SRC."""
+REGISTERS_SET: Final = -1
+"""What a call answers when its handler has set the registers itself."""
 NO_EXCEPTION: Final = 0xFFFFFFFF
 """OLD_EXCEPTION of a CPU that is not delivering one; else the next fault becomes #DF."""
 
@@ -210,3 +212,14 @@ class TrapHandlers:
 
     vectors: Mapping[int, Callable[[], None]] = field(default_factory=dict)
     """Handlers of single vectors, instead of ``interrupt``."""
+
+    call_vector: int = 0xFFFFFFFF
+    """The ``int n`` that is a call of the guest's kernel, from ring 1; none by default."""
+
+    call: Callable[[int, int, int, int, int, int], int] = lambda *_: -1
+    """``call(eax, ebx, ecx, edx, esi, edi)``: a call, already recorded in ``Cpu.trail``. The
+    result, 32 bits, goes into EAX; a negative one leaves the registers as the handler set them."""
+
+    upcall: Callable[[], None] = lambda: None
+    """The word given to ``Cpu.watch_upcalls`` says so, at the end of ``interrupt``, ``vectors`` or
+    ``call``. It too must catch everything."""
