@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The console: text out and keys in, over one page shared with Dom0 (public/io/console.h).
+#
+#   in   1024 bytes, Dom0 -> us    in_prod is Dom0's, in_cons is ours
+#   out  2048 bytes, us -> Dom0    out_prod is ours, out_cons is Dom0's
+#
+# Indexes only grow and wrap at 2^32; a byte lies at index % size. Full and empty are told apart by
+# the difference, and order is never compared, so the wrap needs no care. A byte is stored before
+# the index that publishes it, and x86 shows stores in that order: no barrier is needed.
+#
+# Input needs no buffer of ours: it stays in the ring until somebody reads. The event only ends
+# the reader's wait.
+#
+# Output goes through the ring from the very first line. (console_io would work without a ring, but
+# then each line would have two ways out, and sooner or later appear twice or out of order.)
+#
+# Invariant: between two instructions of the kernel outside console_put, out_prod is behind the
+# last byte written. Writers mask events, so no upcall writes in between.
+
+# Print a literal text. Keeps all registers but the flags.
+.macro PRINT text
+    .section .rodata
+.Ltext\@:
+    .ascii \text
+.Ltext_end\@:
+    .section .text
+    push offset .Ltext_end\@ - .Ltext\@
+    push offset .Ltext\@
+    call console_print_literal
+.endm
+
+.section .text
+
+# Find the ring. The builder gives its frame as a machine address; the table that Xen maps into every
+# guest gives the page, and the page's number gives the address.
+console_open:
+    mov edx, [start_info]
+    mov eax, [edx + START_INFO_CONSOLE_DOMU_EVTCHN]
+    mov [console_port], eax
+    mov eax, [edx + START_INFO_CONSOLE_DOMU_MFN]
+    mov eax, [MACH2PHYS_VIRT_START + eax * 4]
+    shl eax, PAGE_SHIFT
+    add eax, VIRT_BASE
+    mov [console_ring], eax
+    ret
+
+# Begin to take events for input.
+console_listen:
+    mov eax, [console_port]
+    mov edx, offset console_event
+    jmp event_open
+
+# The handler of the console's port: nothing to do, see the head.
+console_event:
+    ret
+
+# Tell Dom0 that the ring has changed.
+console_notify:
+    mov eax, [console_port]
+    jmp port_send_event
+
+# Write bytes, a line feed as CR LF: whoever shows them is a terminal in raw mode.
+# In: eax = address, edx = length.
+console_write:
+    push ebx
+    push esi
+    push edi
+    mov esi, eax
+    lea edi, [eax + edx]
+    call port_save_and_mask
+    push eax
+    mov ebx, [console_ring]
+.Lwrite_next:
+    cmp esi, edi
+    jae .Lwrite_done
+    mov al, [esi]
+    inc esi
+    cmp al, '\n'
+    jne .Lwrite_byte
+    mov al, '\r'
+    call console_put
+    mov al, '\n'
+.Lwrite_byte:
+    call console_put
+    jmp .Lwrite_next
+.Lwrite_done:
+    call console_notify
+    pop eax
+    call port_restore_events
+    pop edi
+    pop esi
+    pop ebx
+    ret
+
+# Put one byte into the ring, waiting for room. In: al = the byte, ebx = the ring. Events are masked.
+console_put:
+    mov ecx, [ebx + XENCONS_INTERFACE_OUT_PROD]
+    mov edx, ecx
+    sub edx, [ebx + XENCONS_INTERFACE_OUT_CONS]
+    cmp edx, XENCONS_OUT_SIZE
+    jae .Lput_wait
+    mov edx, ecx
+    and edx, XENCONS_OUT_SIZE - 1
+    mov [ebx + edx + XENCONS_INTERFACE_OUT], al
+    inc ecx
+    mov [ebx + XENCONS_INTERFACE_OUT_PROD], ecx
+    ret
+.Lput_wait:
+    push eax
+    call console_notify
+    call port_yield
+    pop eax
+    jmp console_put
+
+# Wait for a key. Out: eax = the byte. Events are unmasked afterwards.
+console_read:
+    push ebx
+    mov ebx, [console_ring]
+.Lread_look:
+    # Masked while looking: an event between the look and the wait would otherwise be served before
+    # the wait begins, and the wait would last until the next key.
+    PORT_MASK_EVENTS
+    mov ecx, [ebx + XENCONS_INTERFACE_IN_CONS]
+    cmp ecx, [ebx + XENCONS_INTERFACE_IN_PROD]
+    jne .Lread_take
+    call port_wait_for_event
+    jmp .Lread_look
+.Lread_take:
+    mov edx, ecx
+    and edx, XENCONS_IN_SIZE - 1
+    movzx eax, byte ptr [ebx + edx + XENCONS_INTERFACE_IN]
+    inc ecx
+    mov [ebx + XENCONS_INTERFACE_IN_CONS], ecx
+    cmp ecx, [ebx + XENCONS_INTERFACE_IN_PROD]
+    jne .Lread_done
+    # Dom0 may hold more than the ring did. Only an emptied ring is worth telling about: while bytes
+    # are left, this will be reached again.
+    push eax
+    call console_notify
+    pop eax
+.Lread_done:
+    call port_unmask_events
+    pop ebx
+    ret
+
+# The routine behind PRINT. In: on the stack, address and length; it removes them. Keeps all
+# registers.
+console_print_literal:
+    push eax
+    push ecx
+    push edx
+    mov eax, [esp + 16]
+    mov edx, [esp + 20]
+    call console_write
+    pop edx
+    pop ecx
+    pop eax
+    ret 8
+
+# Print a text that ends in 0. In: eax = address.
+print:
+    mov edx, eax
+.Lprint_measure:
+    cmp byte ptr [edx], 0
+    je .Lprint_measured
+    inc edx
+    jmp .Lprint_measure
+.Lprint_measured:
+    sub edx, eax
+    jmp console_write
+
+# Print a number in base 16 with "0x" before it. In: eax.
+print_hex:
+    PRINT "0x"
+    mov ecx, 16
+    jmp print_number
+
+# Print a number in base 10. In: eax, unsigned.
+print_decimal:
+    mov ecx, 10
+
+# Print a number. In: eax, unsigned; ecx = base, 10 or 16.
+print_number:
+    push ebx
+    sub esp, 12                     # ten digits at most
+    lea ebx, [esp + 12]
+.Lnumber_digit:
+    xor edx, edx
+    div ecx
+    mov dl, [digits + edx]
+    dec ebx
+    mov [ebx], dl
+    test eax, eax
+    jnz .Lnumber_digit
+    mov eax, ebx
+    lea edx, [esp + 12]
+    sub edx, ebx
+    call console_write
+    add esp, 12
+    pop ebx
+    ret
+
+.section .rodata
+digits:
+    .ascii "0123456789abcdef"
+
+.section .bss
+.p2align 2
+console_ring:
+    .space 4
+console_port:
+    .space 4

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The first instruction, and the order in which everything is brought up.
+#
+# In: esi = address of start_info. Flat ring 1 segments, paging on, every page of the kernel mapped
+# read-write, events masked, a boot stack of one page. (Xen's layout: public/xen.h.)
+# The kernel changes to its own stack at once: the boot stack's page has no room for nested traps.
+
+.equ KERNEL_STACK_SIZE, 4 * PAGE_SIZE
+
+.section .text
+.global _start
+_start:
+    cld
+    mov esp, offset kernel_stack_top
+    mov [start_info], esi
+    call console_open
+    PRINT "guestos 0.1: a kernel in ring 1, every privileged operation a hypercall\n"
+    call traps_open                 # from here on a fault is reported instead of ending silently
+    call report_start_info
+    call report_hypervisor
+    call memory_open                # needs nothing but start_info; gives shared_info an address
+    call report_memory
+    call events_open                # writes shared_info
+    call console_listen
+    call port_unmask_events
+    call process_open
+    call demonstrate
+    mov eax, offset word_autohalt
+    call command_line_has
+    test eax, eax
+    jz shell
+    PRINT "guestos: autohalt: powering off\n"
+    mov eax, SHUTDOWN_poweroff
+    jmp port_shutdown
+
+# Show the two ways into the kernel that need no device: a page fault and a program in ring 3.
+demonstrate:
+    call memory_touch_new_page
+    jmp process_run
+
+# Look for a word of the kernel's command line. In: eax = the word, ending in 0. Out: eax = 1 or 0.
+command_line_has:
+    push ebx
+    push esi
+    push edi
+    mov ebx, eax
+    mov esi, [start_info]
+    add esi, START_INFO_CMD_LINE
+.Lword_start:
+    mov edi, ebx
+.Lword_compare:
+    mov al, [esi]
+    mov dl, [edi]
+    test dl, dl
+    jz .Lword_whole
+    cmp al, dl
+    jne .Lword_skip
+    inc esi
+    inc edi
+    jmp .Lword_compare
+.Lword_whole:
+    test al, al
+    jz .Lword_found
+    cmp al, ' '
+    je .Lword_found
+.Lword_skip:
+    mov al, [esi]
+    test al, al
+    jz .Lword_missing
+    inc esi
+    cmp al, ' '
+    jne .Lword_skip
+    jmp .Lword_start
+.Lword_found:
+    mov eax, 1
+    jmp .Lword_out
+.Lword_missing:
+    xor eax, eax
+.Lword_out:
+    pop edi
+    pop esi
+    pop ebx
+    ret
+
+.section .rodata
+word_autohalt:
+    .asciz "autohalt"
+
+.section .bss
+.p2align PAGE_SHIFT
+kernel_stack:
+    .space KERNEL_STACK_SIZE
+kernel_stack_top:
+start_info:
+    .space 4                        # address of the start_info page

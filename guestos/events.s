@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Event channels: what a paravirtual machine has in place of interrupts (public/event_channel.h).
+#
+# A port is a bit. Xen sets it in three places, from the inside out, and we look from the outside in:
+#
+#   evtchn_pending[port / 32], bit port % 32     the port, unless evtchn_mask has it
+#   evtchn_pending_sel, bit port / 32            a word that has such a bit
+#   evtchn_upcall_pending                        there is something at all
+#
+# The outer two are cleared before the inner ones are read. In the other order an event that comes
+# between the two would be forgotten; in this one it may at worst be looked for twice.
+#
+# Handlers run on the interrupted stack with events masked. In: eax = port. They follow the
+# kernel's convention of calls.
+
+.section .text
+
+# Mask every port, and take upcalls. Needs shared_info; events are still masked as a whole.
+events_open:
+    push edi
+    mov edi, offset shared_info + SHARED_INFO_EVTCHN_MASK
+    mov ecx, EVTCHN_2L_NR_CHANNELS / 32
+    mov eax, -1
+    rep stosd
+    pop edi
+    mov eax, offset events_upcall
+    mov edx, offset trap_failsafe
+    jmp port_set_callbacks
+
+# Let one port through to its handler. In: eax = port, edx = handler.
+event_open:
+    mov [event_handlers + eax * 4], edx
+    lock btr dword ptr [shared_info + SHARED_INFO_EVTCHN_MASK], eax
+    # While the port was masked Xen set its bit and told nobody: pass that on.
+    bt dword ptr [shared_info + SHARED_INFO_EVTCHN_PENDING], eax
+    jnc .Levent_open_done
+    shr eax, 5
+    lock bts dword ptr [upcall_pending_sel], eax
+    mov byte ptr [upcall_pending], 1
+.Levent_open_done:
+    ret
+
+# Xen comes here when an event is pending and not masked; it has masked events for us.
+# The return unmasks them in the same step, and if more came meanwhile Xen comes here again.
+events_upcall:
+    push 0                          # no error code and no vector: the frame of traps.s
+    push 0
+    TRAP_ENTER
+    call events_dispatch
+    TRAP_LEAVE
+
+# Serve every port that is pending and not masked.
+events_dispatch:
+    push ebx
+    push esi
+    push edi
+.Ldispatch_again:
+    mov byte ptr [upcall_pending], 0
+    xor esi, esi
+    xchg esi, [upcall_pending_sel]
+.Ldispatch_word:
+    bsf ebx, esi                    # ebx = word that has pending ports
+    jz .Ldispatch_words_done
+    btr esi, ebx
+.Ldispatch_port:
+    mov eax, [shared_info + SHARED_INFO_EVTCHN_MASK + ebx * 4]
+    not eax
+    and eax, [shared_info + SHARED_INFO_EVTCHN_PENDING + ebx * 4]
+    bsf edi, eax
+    jz .Ldispatch_word
+    # Cleared before it is served: what comes while the handler runs is served again.
+    lock btr dword ptr [shared_info + SHARED_INFO_EVTCHN_PENDING + ebx * 4], edi
+    mov eax, ebx
+    shl eax, 5
+    or eax, edi
+    call dword ptr [event_handlers + eax * 4]
+    jmp .Ldispatch_port
+.Ldispatch_words_done:
+    cmp byte ptr [upcall_pending], 0
+    jne .Ldispatch_again
+    pop edi
+    pop esi
+    pop ebx
+    ret
+
+.section .bss
+.p2align PAGE_SHIFT
+# The page of this kernel behind which Xen's shared page is mapped. Its own frame is not used.
+shared_info:
+    .space PAGE_SIZE
+event_handlers:
+    .space EVTCHN_2L_NR_CHANNELS * 4

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# guestos: a kernel ported to Xen's paravirtual interface, small enough to read in one sitting.
+#
+# It runs in ring 1 on page tables of its own. Whatever an operating system does with a privileged
+# instruction it does here by a hypercall, and every one of those stands in port.s: reading that
+# one file tells what porting a kernel to Xen means. The other files are an ordinary kernel.
+#
+# Reading order, which is also the order in memory:
+#
+#   port.s      every privileged operation, with the native one that it replaces
+#   console.s   text out and keys in, over a ring shared with Dom0
+#   entry.s     the first instruction, and what happens in which order
+#   traps.s     exceptions: the frame, the table, the report of a crash
+#   events.s    event channels: interrupts of a paravirtual machine
+#   memory.s    its own page tables, a page allocator, pages mapped on demand
+#   process.s   ring 3: entering it, system calls, leaving it
+#   report.s    what it finds at boot
+#   shell.s     commands typed on the console
+#   user.s      the program that runs in ring 3
+#
+# Convention of calls, everywhere unless a routine says otherwise: arguments in eax, edx and ecx in
+# this order, the result in eax. A routine may change eax, ecx, edx and the flags, and keeps all else;
+# the direction flag is always clear. "In" and "out" in the comments name what differs or matters.
+#
+# One rule for the whole kernel: no instruction that reads privileged state without faulting (sgdt,
+# sidt, sldt, smsw, str, lar, lsl, verr, verw, pushf or popf for IF, CS for its own ring). In ring 1
+# they would quietly give the hypervisor's answer. tests/unit/guestos checks it.
+
+.include "xen_abi.inc"
+
+.equ VIRT_BASE, 0xC0000000          # where page 0 is mapped: va = VIRT_BASE + (pfn << PAGE_SHIFT)
+
+.xen_note GUEST_OS, "guestos"
+.xen_note GUEST_VERSION, "0.1"
+.xen_note XEN_VERSION, "xen-3.0"
+.xen_note LOADER, "generic"
+.xen_note PAE_MODE, "yes"
+.xen_note VIRT_BASE, VIRT_BASE
+.xen_note ENTRY, _start
+.xen_note HYPERCALL_PAGE, hypercall_page
+.xen_note FEATURES, "!writable_page_tables|pae_pgdir_above_4gb"
+
+.include "port.s"
+.include "console.s"
+.include "entry.s"
+.include "traps.s"
+.include "events.s"
+.include "memory.s"
+.include "process.s"
+.include "report.s"
+.include "shell.s"
+.include "user.s"

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# The shell: a line typed on the console is a command.
+#
+# Line editing: Backspace takes the last character away, Ctrl-U the whole line, Ctrl-C leaves it for
+# a new one. Other control characters and the sequences of cursor keys are ignored. Enter is CR from
+# a terminal, LF from a pipe; a LF behind a CR is the same Enter.
+#
+# Registers throughout: esi = length of the line so far. The line is echoed here, by the kernel: a
+# console has no eyes of its own.
+
+.equ LINE_SIZE, 72
+.equ CTRL_C, 3
+.equ BELL, 7
+.equ BACKSPACE, 8
+.equ CTRL_U, 21
+.equ ESCAPE, 27
+.equ SEQUENCE, '['
+.equ DELETE, 127
+
+.section .text
+
+# Read commands for ever.
+shell:
+    PRINT "Type help for the commands.\n"
+.Lshell_prompt:
+    PRINT "guestos> "
+    call shell_read_line
+    cmp byte ptr [shell_line], 0
+    je .Lshell_prompt
+    mov ebx, offset shell_commands
+.Lshell_search:
+    mov eax, [ebx]
+    test eax, eax
+    jz .Lshell_unknown
+    mov edx, offset shell_line
+    call texts_are_equal
+    test eax, eax
+    jnz .Lshell_found
+    add ebx, 12
+    jmp .Lshell_search
+.Lshell_found:
+    call dword ptr [ebx + 4]
+    jmp .Lshell_prompt
+.Lshell_unknown:
+    PRINT "no command is called "
+    mov eax, offset shell_line
+    call print
+    PRINT "; try help\n"
+    jmp .Lshell_prompt
+
+# Read a line into shell_line, ending in 0. Blanks around it are dropped.
+shell_read_line:
+    push ebx
+    push esi
+    xor esi, esi
+.Lline_key:
+    call console_read
+    mov bl, [shell_last_key]
+    mov [shell_last_key], al
+    cmp al, '\n'
+    je .Lline_feed
+    cmp al, '\r'
+    je .Lline_done
+    cmp al, BACKSPACE
+    je .Lline_backspace
+    cmp al, DELETE
+    je .Lline_backspace
+    cmp al, CTRL_U
+    je .Lline_erase
+    cmp al, CTRL_C
+    je .Lline_leave
+    cmp al, ESCAPE
+    je .Lline_escape
+    cmp al, ' '
+    jb .Lline_key
+    ja .Lline_keep
+    test esi, esi                   # a blank before the first word
+    jz .Lline_key
+.Lline_keep:
+    cmp esi, LINE_SIZE - 1
+    jae .Lline_full
+    mov [shell_line + esi], al
+    inc esi
+    call shell_echo
+    jmp .Lline_key
+.Lline_full:
+    mov al, BELL
+    call shell_echo
+    jmp .Lline_key
+.Lline_backspace:
+    call shell_rub_out
+    jmp .Lline_key
+.Lline_erase:
+    test esi, esi
+    jz .Lline_key
+    call shell_rub_out
+    jmp .Lline_erase
+.Lline_leave:
+    xor esi, esi
+    PRINT "^C"
+    jmp .Lline_done
+.Lline_escape:
+    # ESC [ ... letter: skip to the letter. ESC and another key: skip that key.
+    call console_read
+    cmp al, SEQUENCE
+    jne .Lline_key
+.Lline_escape_next:
+    call console_read
+    cmp al, '@'
+    jb .Lline_escape_next
+    jmp .Lline_key
+.Lline_feed:
+    cmp bl, '\r'
+    je .Lline_key
+.Lline_done:
+    PRINT "\n"
+.Lline_trim:
+    test esi, esi
+    jz .Lline_end
+    cmp byte ptr [shell_line + esi - 1], ' '
+    jne .Lline_end
+    dec esi
+    jmp .Lline_trim
+.Lline_end:
+    mov byte ptr [shell_line + esi], 0
+    pop esi
+    pop ebx
+    ret
+
+# Take the last character away, if there is one. In and out: esi = length of the line.
+shell_rub_out:
+    test esi, esi
+    jz .Lrub_out_done
+    dec esi
+    PRINT "\b \b"
+.Lrub_out_done:
+    ret
+
+# Show one character. In: al.
+shell_echo:
+    push eax
+    mov eax, esp
+    mov edx, 1
+    call console_write
+    pop eax
+    ret
+
+# Compare two texts that end in 0. In: eax and edx = addresses. Out: eax = 1 or 0.
+texts_are_equal:
+    push ebx
+.Ltexts_next:
+    mov bl, [eax]
+    cmp bl, [edx]
+    jne .Ltexts_differ
+    inc eax
+    inc edx
+    test bl, bl
+    jnz .Ltexts_next
+    mov eax, 1
+    pop ebx
+    ret
+.Ltexts_differ:
+    xor eax, eax
+    pop ebx
+    ret
+
+# -- commands --------------------------------------------------------------------------------
+
+command_help:
+    push ebx
+    mov ebx, offset shell_commands
+.Lhelp_next:
+    mov eax, [ebx]
+    test eax, eax
+    jz .Lhelp_done
+    PRINT "  "
+    call print
+    PRINT "\t"
+    mov eax, [ebx + 8]
+    call print
+    PRINT "\n"
+    add ebx, 12
+    jmp .Lhelp_next
+.Lhelp_done:
+    pop ebx
+    ret
+
+command_info:
+    call report_start_info
+    jmp report_hypervisor
+
+# A jump to nowhere. The report of the page fault shows eip 0; the return address is on the stack.
+command_crash:
+    PRINT "jumping to address 0\n"
+    xor eax, eax
+    call eax
+
+command_halt:
+    PRINT "guestos: powering off\n"
+    mov eax, SHUTDOWN_poweroff
+    jmp port_shutdown
+
+command_reboot:
+    PRINT "guestos: rebooting\n"
+    mov eax, SHUTDOWN_reboot
+    jmp port_shutdown
+
+.section .rodata
+.p2align 2
+# Name, routine, help.
+shell_commands:
+    .long .Lname_help, command_help, .Lhelp_help
+    .long .Lname_mem, report_memory, .Lhelp_mem
+    .long .Lname_info, command_info, .Lhelp_info
+    .long .Lname_run, process_run, .Lhelp_run
+    .long .Lname_fault, memory_touch_new_page, .Lhelp_fault
+    .long .Lname_crash, command_crash, .Lhelp_crash
+    .long .Lname_halt, command_halt, .Lhelp_halt
+    .long .Lname_reboot, command_reboot, .Lhelp_reboot
+    .long 0
+.Lname_help: .asciz "help"
+.Lhelp_help: .asciz "this list"
+.Lname_mem: .asciz "mem"
+.Lhelp_mem: .asciz "how memory is used"
+.Lname_info: .asciz "info"
+.Lhelp_info: .asciz "start_info and the hypervisor"
+.Lname_run: .asciz "run"
+.Lhelp_run: .asciz "the program in ring 3"
+.Lname_fault: .asciz "fault"
+.Lhelp_fault: .asciz "touch a page that is not there"
+.Lname_crash: .asciz "crash"
+.Lhelp_crash: .asciz "jump to address 0"
+.Lname_halt: .asciz "halt"
+.Lhelp_halt: .asciz "power off"
+.Lname_reboot: .asciz "reboot"
+.Lhelp_reboot: .asciz "shut down for a reboot"
+
+.section .bss
+shell_line:
+    .space LINE_SIZE
+shell_last_key:
+    .space 1
