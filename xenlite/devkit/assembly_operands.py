@@ -79,7 +79,7 @@ def instruction(text: str, evaluate: Evaluate, name: Name) -> list[str]:
         if special is not None:
             return special
     if any(operand.startswith('"') for operand in operands):
-        raise ExpressionError(f"no macro {mnemonic!r} above this line, and no instruction takes text")
+        raise ExpressionError(f"no macro {mnemonic!r} above this line, no instruction takes text")
     branch = _BRANCH.fullmatch(mnemonic) is not None
     narrow = _narrow(operands)
     rendered = [_operand(operand, evaluate, name, branch, narrow) for operand in operands]

@@ -211,7 +211,7 @@ def test_a_fragment_takes_constants() -> None:
             ".macro m\nbad\n.endm\nnop\nm",
             "fragment:5: in the macro at fragment:2: invalid mnemonic",
         ),
-        ('say "hi"', "fragment:1: no macro 'say' above this line, and no instruction takes text"),
+        ('say "hi"', "fragment:1: no macro 'say' above this line, no instruction takes text"),
         ('.error "no luck"', "fragment:1: no luck"),
         ("(", "fragment:1: '(' is no instruction"),
         ("jecxz x\n.space 512\nx:", "fragment:1: the label is too far away: 'jecxz x'"),
