@@ -22,7 +22,9 @@ from xenlite.abi.x86_32p import (
     HYPERCALL_VECTOR,
     MAX_GUEST_CMDLINE,
     PAGE_SIZE,
+    SHARED_INFO_VCPU_INFO,
     SIZEOF_START_INFO,
+    SIZEOF_VCPU_INFO,
     START_INFO_CMD_LINE,
     START_INFO_CONSOLE_DOMU_EVTCHN,
     START_INFO_CONSOLE_DOMU_MFN,
@@ -39,7 +41,9 @@ from xenlite.abi.x86_32p import (
     START_INFO_SHARED_INFO,
     START_INFO_STORE_EVTCHN,
     START_INFO_STORE_MFN,
+    VCPU_INFO_EVTCHN_UPCALL_MASK,
     XEN_ABI_NAME,
+    XEN_LEGACY_MAX_VCPUS,
     XEN_PAGE_SHIFT,
     HYPERVISOR_iret,
 )
@@ -95,7 +99,7 @@ def build(
     console_port = control.alloc_unbound(domid, DOM0)
     control.seed_grant(domid, GNTTAB_RESERVED_CONSOLE, domain.mfns[layout.console], DOM0)
     control.seed_grant(domid, GNTTAB_RESERVED_XENSTORE, domain.mfns[layout.store], DOM0)
-    domain.write_start_info(config.cmdline, store_port, console_port)
+    domain.introduce(config.cmdline, store_port, console_port)
     domain.start_on_page_tables()
     return BuiltDomain(domid, layout, console_port, store_port)
 
@@ -161,10 +165,13 @@ class _Building:
         p2m = b"".join(map(_WORD.pack, self.mfns))
         self._write(layout.p2m << XEN_PAGE_SHIFT, p2m)
 
-    def write_start_info(self, cmdline: str, store_port: int, console_port: int) -> None:
-        """Fill in start_info, as Xen does for a domain without privileges."""
+    def introduce(self, cmdline: str, store_port: int, console_port: int) -> None:
+        """Fill in start_info, as Xen does for a domain without privileges; mask all events."""
         layout, mfns = self.layout, self.mfns
         shared_info_mfn = self.control.info(self.domid).shared_info_mfn
+        for vcpu in range(XEN_LEGACY_MAX_VCPUS):
+            mask = SHARED_INFO_VCPU_INFO + vcpu * SIZEOF_VCPU_INFO + VCPU_INFO_EVTCHN_UPCALL_MASK
+            self.control.write_frame(self.domid, shared_info_mfn, mask, b"\1")
         words = {
             START_INFO_NR_PAGES: layout.nr_pages,
             START_INFO_SHARED_INFO: shared_info_mfn << XEN_PAGE_SHIFT,

@@ -12,7 +12,7 @@ from typing import cast
 import pytest
 
 from tests.support.kernel_file import KernelFile, Load, based_at
-from xenlite.abi.x86_32p import EPERM, FLAT_RING1_CS, FLAT_RING1_SS, StartInfo
+from xenlite.abi.x86_32p import EPERM, FLAT_RING1_CS, FLAT_RING1_SS, SharedInfo, StartInfo
 from xenlite.dom0.console import OUT
 from xenlite.doors import Control, Link
 from xenlite.errors import ConfigError, PeerError, Refused
@@ -89,6 +89,13 @@ def test_start_info_tells_the_kernel_where_everything_is(hypervisor: Hypervisor)
     assert built.read(info.mod_start, 5001) == b"r" * 5000 + b"\0"
     assert info.cmd_line.rstrip(b"\0") == b"a=1 b"
     assert (info.first_p2m_pfn, info.nr_p2m_frames) == (layout.p2m, layout.p2m_pages)
+
+
+def test_events_start_masked_on_every_vcpu(hypervisor: Hypervisor) -> None:
+    built = Built(hypervisor, KERNEL)
+    mfn = built.start_info().shared_info >> 12
+    shared_info = SharedInfo.unpack(built.control.read_frame(built.domain.domid, mfn, 0, PAGE))
+    assert {vcpu.evtchn_upcall_mask for vcpu in shared_info.vcpu_info} == {1}
 
 
 def test_without_a_ramdisk_there_is_no_module(hypervisor: Hypervisor) -> None:
