@@ -54,7 +54,7 @@ def entry(mfn: int, flags: int) -> int:
 class Guest:
     """One domain and the pages it was given."""
 
-    def __init__(self, world: World, domain: Domain, engine: ModelTlb | NullEngine) -> None:
+    def __init__(self, world: World, domain: Domain, engine: ModelTlb) -> None:
         self.world = world
         self.domain = domain
         self.engine = engine
@@ -190,13 +190,11 @@ class World:
         self.guests: dict[int, Guest] = {}
         self.dom0 = self._assemble(0, NullEngine(), max_pages=0)
 
-    def add(
-        self, domid: int | None = None, *, max_pages: int = PAGES + 64, model_tlb: bool = False
-    ) -> Guest:
+    def add(self, domid: int | None = None, *, max_pages: int = PAGES + 64) -> Guest:
         """Make a guest of 4 MB on its boot page tables."""
         if domid is None:
             domid = max(self.peers) + 1
-        engine = ModelTlb(self.machine.memory) if model_tlb else NullEngine()
+        engine = ModelTlb(self.machine.memory)
         guest = Guest(self, self._assemble(domid, engine, max_pages=max_pages), engine)
         self.guests[domid] = guest
         return guest
@@ -205,8 +203,7 @@ class World:
         """Destroy a domain at once, whatever it is doing."""
         del self.guests[guest.domain.domid]
         take_apart(guest.domain)
-        if isinstance(guest.engine, ModelTlb):
-            guest.engine.close()
+        guest.engine.close()
 
     def audit(self) -> list[str]:
         """Recompute everything."""

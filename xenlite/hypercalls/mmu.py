@@ -171,6 +171,8 @@ class MmuCalls:
         except Refused:
             if pdone:
                 self._write_done(pdone, done + finished)
+            if not paging.drain():
+                self._leave_to_drain()
             raise
         if pdone:
             self._guest_memory.write_u32(pdone, done + finished)
