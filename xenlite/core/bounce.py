@@ -132,7 +132,7 @@ _ALWAYS_SET: Final = EFLAGS_IF | EFLAGS_FIXED
 
 _CS_AND_SS: Final = slice(4 * CS_SELECTOR, 4 * (SS_SELECTOR + SEGMENT_WORDS))
 _NOT_SEGMENTS: Final = _WORD & ~(HF_CPL | HF_CS32 | HF_SS32)
-_DATA_SELECTORS: Final = (ES_SELECTOR, DS_SELECTOR, FS_SELECTOR, GS_SELECTOR)
+_DATA_SELECTORS: Final = (DS_SELECTOR, ES_SELECTOR, FS_SELECTOR, GS_SELECTOR)
 _FAILSAFE_ORDER: Final = (DS, ES, FS, GS)
 _DPL_SHIFT: Final = 13
 _PRESENT: Final = 1 << 15
@@ -472,10 +472,11 @@ class Bounce:
             regs[DF] = 1
             regs8[_CS_AND_SS] = state
             regs[HFLAGS] = hflags & _NOT_SEGMENTS | bits
-            ds, es = regs[DS_SELECTOR], regs[ES_SELECTOR]
-            fs, gs = regs[FS_SELECTOR], regs[GS_SELECTOR]
-            if ds & es & fs & gs & OUTERMOST != OUTERMOST:
-                null_inner_selectors(OUTERMOST)
+            data = (
+                regs[DS_SELECTOR], regs[ES_SELECTOR], regs[FS_SELECTOR], regs[GS_SELECTOR]
+            )  # fmt: skip
+            if data != vcpu.outer_selectors:
+                null_inner_selectors(vcpu, OUTERMOST)
             return REGISTERS_SET
 
         return iret
@@ -508,7 +509,7 @@ class Bounce:
                 return REGISTERS_SET
             self._set_cs_and_ss(segments)
             if ring != _KERNEL_CPL:
-                self._null_inner_selectors(ring)
+                self._null_inner_selectors(vcpu, ring)
         regs[EIP] = eip
         regs[ESP] = new_esp
         return REGISTERS_SET
@@ -535,8 +536,11 @@ class Bounce:
             self._note(self._iret_places, top)
         return outer
 
-    def _null_inner_selectors(self, ring: int) -> None:
-        """Null the data selectors that the outer ring may not keep, as iret does."""
+    def _null_inner_selectors(self, vcpu: Vcpu, ring: int) -> None:
+        """Null the data selectors that the outer ring may not keep, as iret does.
+
+        Notes those of ring 3, which need no second look while they are the same.
+        """
         regs = self._regs
         for selector in _DATA_SELECTORS:
             flags = regs[selector + SEGMENT_FLAGS]
@@ -544,6 +548,8 @@ class Bounce:
             if is_inner and flags & _CONFORMING_CODE != _CONFORMING_CODE and regs[selector]:
                 regs[selector] = 0
                 regs[selector + SEGMENT_FLAGS] = flags & ~_PRESENT & _WORD
+        if ring == OUTERMOST:
+            vcpu.outer_selectors = tuple(regs[selector] for selector in _DATA_SELECTORS)
 
     def _fault_at_target(
         self, vcpu: Vcpu, bad: BadSelector, cs: int, eip: int, ss: int, esp: int

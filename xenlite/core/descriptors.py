@@ -193,6 +193,8 @@ class Descriptors:
     def set_kernel_stack(self, ss: int, esp: int) -> None:
         """Set where frames from outer rings go, for bounces and for gates alike."""
         vcpu = self._domain.current
+        if ss != vcpu.kernel_ss:
+            vcpu.entries.clear()
         vcpu.kernel_ss = ss
         vcpu.kernel_sp = esp
         tss = self._hole.tss_maddr(vcpu.id)
@@ -401,6 +403,7 @@ class Descriptors:
     def _forget_segments(self) -> None:
         for vcpu in self._domain.vcpus:
             vcpu.segments.clear()
+            vcpu.entries.clear()
             vcpu.selectors_stale = True
 
     # -- the end ------------------------------------------------------------------------------

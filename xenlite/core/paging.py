@@ -88,8 +88,8 @@ class PageTables:
         self._m64 = self._memory.m64
         self._code = self._memory.code
         # Where the L1 of each 2 MiB region lies in ``m64``, for the current address space.
-        self._l1_bases: dict[int, int] = {}
-        self._writable_l1_bases: dict[int, int] = {}
+        self.l1_bases: dict[int, int] = {}
+        self.writable_l1_bases: dict[int, int] = {}
         self.work_left = WORK_BUDGET
         self.kept: list[int] = []
         self.deferred: list[int] = []
@@ -107,7 +107,7 @@ class PageTables:
 
         The current address space; any address, the hole included.
         """
-        base = self._l1_bases.get(vaddr >> 21)
+        base = self.l1_bases.get(vaddr >> 21)
         if base is None:
             base = self._walk(vaddr >> 21)
             if base is None:
@@ -116,18 +116,18 @@ class PageTables:
 
     def write_slot_of(self, vaddr: int) -> int | None:
         """Like ``slot_of``, but None where the L2 entry forbids writing."""
-        base = self._writable_l1_bases.get(vaddr >> 21)
+        base = self.writable_l1_bases.get(vaddr >> 21)
         if base is None:
             self._walk(vaddr >> 21)
-            base = self._writable_l1_bases.get(vaddr >> 21)
+            base = self.writable_l1_bases.get(vaddr >> 21)
             if base is None:
                 return None
         return base + (vaddr >> 12 & INDEX_MASK)
 
     def forget_walks(self) -> None:
         """Drop remembered walks: an L2 or L3 entry, or CR3, has changed."""
-        self._l1_bases.clear()
-        self._writable_l1_bases.clear()
+        self.l1_bases.clear()
+        self.writable_l1_bases.clear()
 
     def _walk(self, region: int) -> int | None:
         cr3_mfn = self._domain.current.cr3_mfn
@@ -141,9 +141,9 @@ class PageTables:
         if not l2e & PTE_P:
             return None
         base = (l2e & PTE_ADDRESS) >> 3
-        self._l1_bases[region] = base
+        self.l1_bases[region] = base
         if l2e & PTE_RW:
-            self._writable_l1_bases[region] = base
+            self.writable_l1_bases[region] = base
         return base
 
     # -- single entries -----------------------------------------------------------------------

@@ -9,6 +9,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from xenlite.abi.x86_32p import VCPU_INFO_EVTCHN_UPCALL_MASK
+
 if TYPE_CHECKING:
     from xenlite.core.descriptors import Segments
     from xenlite.core.domain import Domain
@@ -52,6 +54,7 @@ class Vcpu:
         "ctrl_cr4",
         "debug_registers",
         "domain",
+        "entries",
         "event_callback",
         "failsafe_callback",
         "gdt_entries",
@@ -64,6 +67,8 @@ class Vcpu:
         "ldt_base",
         "ldt_entries",
         "ldt_frames",
+        "mask_at",
+        "outer_selectors",
         "segments",
         "selectors_stale",
         "state",
@@ -78,6 +83,7 @@ class Vcpu:
         self.info_maddr = info_maddr
         # evtchn_upcall_pending and _mask are neighbouring bytes: one 16-bit read sees both.
         self.upcall_index = info_maddr >> 1
+        self.mask_at = info_maddr + VCPU_INFO_EVTCHN_UPCALL_MASK
         self.kernel_ss = 0
         self.kernel_sp = 0
         self.traps: list[TrapGate | None] = [None] * 256
@@ -92,6 +98,10 @@ class Vcpu:
         self.ldt_frames: dict[int, int] = {}  # LDT page number -> mfn held as segdesc
         # What loading a pair of selectors does, by cs << 16 | ss; core/descriptors.py keeps it.
         self.segments: dict[int, Segments] = {}
+        # The same for the selectors of handlers entered from an outer ring, by cs alone.
+        self.entries: dict[int, Segments] = {}
+        # ds, es, fs, gs that ring 3 may keep, as they were when it was last entered.
+        self.outer_selectors: tuple[int, ...] = ()
         self.selectors_stale = False  # a table has changed since the data selectors were loaded
         # The virtual IOPL as it stands in EFLAGS; 0 without vm_assist architectural_iopl.
         self.iopl = 0
