@@ -57,7 +57,7 @@ class ControlDoor:
         return DomainInfo(
             domid=domid,
             name=domain.name,
-            state=_run_state(domain),
+            state=_run_state(domain, has_crashed=domid in self._hypervisor.crashes),
             shutdown_reason=domain.shutdown_reason,
             pages=len(self._frames.pages_of(domid)),
             max_pages=domain.max_pages,
@@ -180,7 +180,7 @@ class ControlDoor:
 
     def crash_record(self, domid: int) -> CrashRecord | None:
         """Tell why a domain crashed, if it did."""
-        return self._domain(domid).crash
+        return self._hypervisor.crashes.get(self._domain(domid).domid)
 
     def audit(self) -> list[str]:
         """Recompute every count and mapping from scratch; return what differs."""
@@ -215,10 +215,10 @@ def _check_within_page(offset: int, size: int) -> None:
         raise Refused(EINVAL, "control.outside-frame", offset)
 
 
-def _run_state(domain: Domain) -> RunState:
+def _run_state(domain: Domain, *, has_crashed: bool) -> RunState:
     if domain.dying:
         return RunState.DYING
-    if domain.crash is not None:
+    if has_crashed:
         return RunState.CRASHED
     if domain.shutdown_reason is not None:
         return RunState.SHUTDOWN

@@ -89,6 +89,7 @@ class Hypervisor:
         memory = MachineMemory(host_memory_bytes)
         self.machine = Machine(memory, FrameTable(memory), clock or HostClock())
         self.domains: dict[int, Domain] = {}
+        self.crashes: dict[int, CrashRecord] = {}
         self.console_output: Callable[[int, bytes], None] = _drop_output
         self.on_refused: Callable[[Refusal], None] | None = None
         self._cpu_mode = cpu_mode
@@ -185,6 +186,7 @@ class Hypervisor:
         """Take a domain apart and free its engine."""
         guest = self._guests.pop(domain.domid)
         self._turns.remove(domain.domid)
+        self.crashes.pop(domain.domid, None)
         guest.parts.page_writes.release()
         take_apart(domain)
         guest.cpu.close()
@@ -248,7 +250,7 @@ class Hypervisor:
 
     def _crash(self, domain: Domain, crash: DomainCrash) -> None:
         domain.shutdown_reason = SHUTDOWN_crash
-        domain.crash = CrashRecord(
+        self.crashes[domain.domid] = CrashRecord(
             domid=domain.domid,
             vcpu=domain.current.id,
             rule=crash.rule,

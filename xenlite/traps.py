@@ -40,6 +40,7 @@ from xenlite.machine.trap import (
     EDX,
     EIP,
     ERROR_CODE,
+    ERROR_CODE_VECTORS,
     ESI,
     HF_CPL,
     HFLAGS,
@@ -54,7 +55,6 @@ from xenlite.machine.trap import (
     SyscallKind,
     TrapHandlers,
 )
-from xenlite.machine.x86_32p import ERROR_CODE_VECTORS
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain

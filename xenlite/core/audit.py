@@ -80,9 +80,12 @@ class _Recount:
         self._refs = list(machine.frames.allocated)
         self._unread: list[int] = []
         self._problems: list[str] = []
+        live = {domain.domid for domain in domains} | {DOMID_XEN}
+        self._orphans = [mfn for owner in by_owner.keys() - live for mfn in by_owner[owner]]
 
     def problems(self) -> list[str]:
         """Return where the frame table and the references disagree."""
+        self._adopt_orphans()
         for domain in self._domains:
             self._count_roots(domain)
         while self._unread:
@@ -112,6 +115,16 @@ class _Recount:
             for _ in range(writers):
                 self._use(mfn, FrameType.WRITABLE, f"a granted mapping of {who}")
             self._refs[mfn] += mappings - writers
+
+    def _adopt_orphans(self) -> None:
+        """Count frames of dead domains as stored, if all that can hold them is a peer's mapping."""
+        frames = self._frames
+        for mfn in self._orphans:
+            self._kind[mfn] = frames.kind[mfn]
+            self._type_count[mfn] = frames.type_count[mfn]
+            self._refs[mfn] = frames.refs[mfn]
+            if frames.allocated[mfn] or frames.kind[mfn] not in _MAY_BE_WRITABLE:
+                self._problems.append(f"mfn {mfn:#x} outlives its domain {frames.owner[mfn]}")
 
     def _use_as_stored(self, mfn: int, by: str) -> None:
         kind = FrameType(self._frames.kind[mfn])
@@ -185,12 +198,9 @@ class _Recount:
     def _compare_owners(self) -> None:
         frames = self._frames
         by_owner = self._by_owner
-        live = {domain.domid for domain in self._domains} | {DOMID_XEN}
         for mfn in sorted(frames.pinned):
-            if frames.owner[mfn] not in live or FrameType(frames.kind[mfn]) not in _TABLE_KINDS:
-                self._problems.append(f"mfn {mfn:#x} is pinned and no table of a live domain")
-        for owner in by_owner.keys() - live:
-            self._problems.append(f"domain {owner} is dead and owns {len(by_owner[owner])} frames")
+            if FrameType(frames.kind[mfn]) not in _TABLE_KINDS:
+                self._problems.append(f"mfn {mfn:#x} is pinned and no table")
         for domain in self._domains:
             counted = by_owner[domain.domid] - {domain.shared_info_mfn, domain.grants.mfn}
             for mfn in sorted(counted ^ frames.pages_of(domain.domid)):

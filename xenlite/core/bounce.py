@@ -52,6 +52,7 @@ from xenlite.machine.trap import (
     EFLAGS_AC,
     EFLAGS_ARITHMETIC,
     EFLAGS_DF,
+    EFLAGS_FIXED,
     EFLAGS_IF,
     EFLAGS_IOPL,
     EFLAGS_NT,
@@ -77,20 +78,19 @@ from xenlite.machine.trap import (
     SEGMENT_FLAGS,
     SEGMENT_WORDS,
     SS_SELECTOR,
+    VECTOR_BP,
+    VECTOR_DB,
+    VECTOR_GP,
+    VECTOR_OF,
+    VECTOR_PF,
 )
 from xenlite.machine.x86_32p import (
-    EFLAGS_FIXED,
     INDEX_MASK,
     L2_SHIFT,
     PF_PRESENT,
     PF_USER,
     PF_WRITE,
     PTE_ADDRESS,
-    VECTOR_BP,
-    VECTOR_DB,
-    VECTOR_GP,
-    VECTOR_OF,
-    VECTOR_PF,
 )
 
 if TYPE_CHECKING:

@@ -57,8 +57,11 @@ from xenlite.machine.trap import (
     HF_SS32,
     HFLAGS,
     SS,
+    VECTOR_GP,
+    VECTOR_NP,
+    VECTOR_SS,
 )
-from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P, VECTOR_GP, VECTOR_NP, VECTOR_SS
+from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain

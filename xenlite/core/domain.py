@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from xenlite.core.guest_memory import GuestMemory
     from xenlite.core.hole import Hole
     from xenlite.core.paging import PageTables
-    from xenlite.doors import CrashRecord
     from xenlite.machine.machine import Machine
     from xenlite.machine.processor import Engine
     from xenlite.machine.tlb import Tlb
@@ -59,7 +58,6 @@ class Domain:
         self.paused = True
         self.dying = False
         self.shutdown_reason: int | None = None
-        self.crash: CrashRecord | None = None
         # Filled by core.assembly, in this order; each part may use those before it.
         self.engine: Engine
         self.tlb: Tlb

@@ -114,6 +114,7 @@ CR4_OSXMMEXCPT: Final = 1 << 10
 
 # EFLAGS
 EFLAGS_CF: Final = 1 << 0
+EFLAGS_FIXED: Final = 1 << 1
 EFLAGS_ZF: Final = 1 << 6
 EFLAGS_TF: Final = 1 << 8
 EFLAGS_IF: Final = 1 << 9
@@ -150,6 +151,7 @@ VECTOR_PF: Final = 14
 VECTOR_MF: Final = 16
 VECTOR_AC: Final = 17
 VECTOR_XM: Final = 19
+ERROR_CODE_VECTORS: Final = frozenset({8, 10, 11, 12, 13, 14, 17})
 
 
 class IoDirection(Enum):

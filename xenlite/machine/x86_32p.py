@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Facts of 32-bit x86 with PAE that are the processor's, not Xen's.
 
-Source: Intel SDM volume 3A, sections 4.4 (PAE paging), 6.15 (exceptions) and 3.4.5 (descriptors).
-No other file asks which architecture it is on.
+Paging here; registers, flags and vectors are in ``trap.py``, in the engine's layout. No other file
+asks which architecture it is on. Source: Intel SDM volume 3A, sections 4.4 and 4.7.
 """
 
 from __future__ import annotations
@@ -42,34 +42,8 @@ L3_REFUSED: Final = ALL_BITS ^ L3_ALLOWED
 PTE_HARMLESS: Final = PTE_NX | PTE_AVL | PTE_G | PTE_D | PTE_A | PTE_US
 PTE_IDENTITY: Final = ALL_BITS ^ PTE_HARMLESS
 
-VECTOR_DE: Final = 0
-VECTOR_DB: Final = 1
-VECTOR_BP: Final = 3
-VECTOR_OF: Final = 4
-VECTOR_UD: Final = 6
-VECTOR_NM: Final = 7
-VECTOR_DF: Final = 8
-VECTOR_TS: Final = 10
-VECTOR_NP: Final = 11
-VECTOR_SS: Final = 12
-VECTOR_GP: Final = 13
-VECTOR_PF: Final = 14
-VECTOR_MF: Final = 16
-VECTOR_AC: Final = 17
-ERROR_CODE_VECTORS: Final = frozenset({8, 10, 11, 12, 13, 14, 17})
-
 PF_PRESENT: Final = 1 << 0
 PF_WRITE: Final = 1 << 1
 PF_USER: Final = 1 << 2
 PF_RESERVED: Final = 1 << 3
 PF_FETCH: Final = 1 << 4
-
-EFLAGS_CF: Final = 1 << 0
-EFLAGS_FIXED: Final = 1 << 1
-EFLAGS_TF: Final = 1 << 8
-EFLAGS_IF: Final = 1 << 9
-EFLAGS_DF: Final = 1 << 10
-EFLAGS_IOPL: Final = 3 << 12
-EFLAGS_NT: Final = 1 << 14
-EFLAGS_RF: Final = 1 << 16
-EFLAGS_VM: Final = 1 << 17
