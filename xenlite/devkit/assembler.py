@@ -384,6 +384,7 @@ def _notes(program: Source, image: _Image) -> tuple[tuple[int, bytes], ...]:
 def _symbols(program: Source, image: _Image) -> tuple[AssembledSymbol, ...]:
     """Give every label but `.L` ones; one reaches to the next of its section."""
     by_name = {section.name: section for section in image.sections}
+    functions = _before_code(program)
     visible = sorted(
         (image.symbols[name], name, section)
         for name, (_, section) in program.labels.items()
@@ -394,10 +395,25 @@ def _symbols(program: Source, image: _Image) -> tuple[AssembledSymbol, ...]:
         home = by_name[section]
         later = (a for a, _, s in visible[index + 1 :] if s == section and a > address)
         size = next(later, home.address + home.size) - address
-        function = program.types.get(name, "function" if "x" in home.flags else "object")
+        kind = program.types.get(name, "function" if name in functions else "object")
         out.append(
             AssembledSymbol(
-                name, address, size, section, function == "function", name in program.globals
+                name, address, size, section, kind == "function", name in program.globals
             )
         )
     return tuple(out)
+
+
+def _before_code(program: Source) -> set[str]:
+    """Find the labels that an instruction follows, perhaps behind other labels."""
+    from xenlite.devkit.assembly_expression import LABEL
+
+    found = set()
+    for section in program.sections.values():
+        code_follows = False
+        for line in reversed(section.lines):
+            if not line.text.endswith(":"):
+                code_follows = line.is_code
+            elif code_follows:
+                found.add(line.text[len(LABEL) : -1])
+    return found

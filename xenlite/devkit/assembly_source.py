@@ -81,6 +81,7 @@ class Line:
     place: Place
     text: str
     statements: int
+    is_code: bool = False
 
 
 @dataclass(slots=True)
@@ -236,7 +237,7 @@ class Source:
             self._directive(word.lower(), rest)
         else:
             for line in assembly_operands.instruction(text, self._evaluate, self._named):
-                self._emit(line)
+                self._emit(line, is_code=True)
 
     def _directive(self, word: str, rest: str) -> None:
         if word in self._directives:
@@ -248,14 +249,14 @@ class Source:
         elif word not in _NO_EFFECT:
             raise ExpressionError(f"unknown directive {word}")
 
-    def _emit(self, text: str) -> None:
+    def _emit(self, text: str, *, is_code: bool = False) -> None:
         prefixes = 0
         for word in text.split(" "):
             if word not in assembly_operands.PREFIXES:
                 break
             prefixes += 1
         # Keystone counts a prefix as a statement of its own.
-        self._section.lines.append(Line(self._place, text, 1 + prefixes))
+        self._section.lines.append(Line(self._place, text, 1 + prefixes, is_code))
 
     def _fault(self, what: str, place: Place | None = None) -> AssemblyError:
         return AssemblyError(Fault(str(place or self._place), what))

@@ -292,6 +292,12 @@ def test_the_elf_file_carries_segments_notes_and_symbols(kernel: Path) -> None:
     assert elf["e_entry"] == 0xC0000001
 
 
+def test_a_label_before_an_instruction_is_a_function(kernel: Path) -> None:
+    kernel.write_text("_start: nop\na: b: push ds\nc: .byte 1\n.type d, @function\nd: .byte 0x90")
+    kinds = {symbol.name: symbol.is_function for symbol in assemble(kernel).symbols}
+    assert kinds == {"_start": True, "a": True, "b": True, "c": False, "d": True}
+
+
 def test_a_fault_in_an_included_file_names_that_file(kernel: Path) -> None:
     kernel.with_name("part.s").write_text("helper: nop\nwrong\n")
     with pytest.raises(AssemblyError, match=r"part\.s:2: invalid mnemonic"):
