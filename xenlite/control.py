@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xenlite.abi.x86_32p import EBUSY, EEXIST, EINVAL, ENOMEM, ESRCH
+from xenlite.abi.x86_32p import EBUSY, EEXIST, EINVAL, ENOMEM, ESRCH, VMASST_TYPE_NAMES
 from xenlite.core.audit import audit
 from xenlite.core.domain import Domain
 from xenlite.core.paging import WORK_BUDGET, Preempted
@@ -76,6 +76,12 @@ class ControlDoor:
     def unpause(self, domid: int) -> None:
         """Let a domain run."""
         self._guest(domid).paused = False
+
+    def enable_assist(self, domid: int, assist: int) -> None:
+        """Turn on ``vm_assist`` type ``assist`` before the kernel's first instruction."""
+        if assist not in VMASST_TYPE_NAMES:
+            raise Refused(EINVAL, "control.unknown-assist", assist)
+        self._guest(domid).assists |= 1 << assist
 
     # -- memory -------------------------------------------------------------------------------
 

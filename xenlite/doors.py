@@ -141,6 +141,9 @@ class Control(Protocol):
     def populate(self, domid: int, pages: int) -> list[int]:
         """Give a domain frames; return their mfns in pfn order, scattered on purpose."""
 
+    def enable_assist(self, domid: int, assist: int) -> None:
+        """Turn on ``vm_assist`` type ``assist`` before the kernel's first instruction."""
+
     def set_m2p(self, domid: int, mfn: int, pfn: int) -> None:
         """Record which pfn the domain calls ``mfn``."""
 
