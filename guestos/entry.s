@@ -89,7 +89,8 @@ word_autohalt:
 
 .section .bss
 .p2align PAGE_SHIFT
-kernel_stack:
+kernel_stack_guard:
+    .space PAGE_SIZE                # not mapped, see memory.s
     .space KERNEL_STACK_SIZE
 kernel_stack_top:
 start_info:

@@ -20,7 +20,9 @@
 #   5. the old tables are ordinary pages again: map them writable and give them to the allocator.
 #
 # Rights: code is executable and read-only, constants are read-only, all else is writable and not
-# executable. (Not only good practice: stores to executable pages are ten times slower here.)
+# executable, and the page below the kernel's stack is not there at all: an overflow ends the domain
+# instead of changing variables. (Not only good practice: the emulated processor stores to a page
+# that is executable ten times slower.)
 #
 # Invariants: a page on the free list or behind free_next is mapped writable at its place above
 # VIRT_BASE, and nowhere else. The four L2 tables exist from the start, so the L3 never changes:
@@ -204,6 +206,9 @@ memory_entry:
     jb entry_of
 .Lmemory_entry_data:
     mov ecx, ENTRY_RW
+    cmp eax, offset kernel_stack_guard
+    jne entry_of
+    xor ecx, ecx
     jmp entry_of
 
 # Make the entry that points at a lower table. In: eax = the table's address. Out: edx:eax.

@@ -8,7 +8,7 @@
 #   sti                               port_unmask_events          none, unless an event waits
 #   pushf; cli                        port_save_and_mask          none
 #   popf                              port_restore_events         none, unless an event waits
-#   iret                              PORT_IRET                   iret
+#   iret                              jmp port_iret               iret
 #   sti; hlt                          port_wait_for_event         sched_op, block
 #   pause                             port_yield                  sched_op, yield
 #   lidt                              port_load_trap_table        set_trap_table
@@ -96,11 +96,10 @@ port_restore_events:
     jz port_unmask_events
     ret
 
-# native: iret. esp points at eip, cs, eflags [, esp, ss]. The mask becomes the opposite of the
-# frame's IF in the same step as the jump, which no sequence of instructions could do.
-.macro PORT_IRET
+# native: iret. Jump here with esp at eip, cs, eflags [, esp, ss]. The mask becomes the opposite of
+# the frame's IF in the same step as the jump, which no sequence of instructions could do.
+port_iret:
     HYPERCALL_IRET
-.endm
 
 # native: sti; hlt. Returns after an event was delivered, with events unmasked. Xen unmasks and
 # looks for a pending event in one step, so an event between the caller's last look and the sleep

@@ -84,7 +84,7 @@ process_run:
     xor esi, esi
     xor edi, edi
     xor ebp, ebp
-    PORT_IRET
+    jmp port_iret
 
 # The program is over. In: eax = its status. Goes back to the caller of process_run.
 process_leave:

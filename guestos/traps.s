@@ -52,7 +52,7 @@
     pop ds
     popad
     add esp, 8
-    PORT_IRET
+    jmp port_iret
 .endm
 
 # Make the entry of an exception without an error code.

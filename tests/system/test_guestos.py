@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""guestos boots, shows what it can do, and obeys its console: the whole house, from file to text.
+
+Most tests hold the machine in this process and look into it; the last ones use the command line as
+a user does, with a pipe and with a terminal.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+from xenlite.abi.x86_32p import SHUTDOWN_crash, SHUTDOWN_poweroff, SHUTDOWN_reboot
+from xenlite.cli.run import load
+from xenlite.core.vcpu import VcpuState
+from xenlite.errors import PeerError
+from xenlite.hypervisor import Hypervisor
+from xenlite.machine.clock import HostClock
+from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_NX, PTE_P, PTE_RW, PTE_US
+from xenlite.toolstack.lifecycle import Guest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOM = "guestos/dom.yaml"
+PROMPT = "guestos> "
+LIMIT_S = 20
+MIB = 1 << 20
+
+VIRT_BASE = 0xC0000000
+USER_BASE = 0x08000000
+HOLE = 0xF5800000
+
+
+class Machine:
+    """One guestos in this process, driven step by step."""
+
+    def __init__(self, *overrides: str) -> None:
+        self.hypervisor = Hypervisor(64 * MIB, HostClock())
+        self.control = self.hypervisor.control()
+        self.output = ""
+        self.guest = Guest(load(ROOT / DOM, ["memory=8", *overrides]))
+        link = self.hypervisor.link(0)
+        self.domid = self.guest.start(
+            self.control, link, sink=self._hear, broken=self._broken
+        ).domid
+
+    def _hear(self, _domid: int, data: bytes) -> None:
+        self.output += data.decode("ascii").replace("\r\n", "\n")
+
+    def _broken(self, error: PeerError) -> None:
+        raise error
+
+    def wait_for(self, text: str) -> str:
+        """Run until the console shows ``text``; return what came before it, and forget both."""
+        self.run_until(lambda: text in self.output, f"{text!r} in {self.output!r}")
+        before, _, self.output = self.output.partition(text)
+        return before
+
+    def command(self, line: str) -> str:
+        """Type a line at the prompt; return what is shown up to the next prompt."""
+        self.type(line + "\r")
+        return self.wait_for(PROMPT)
+
+    def type(self, keys: str) -> None:
+        assert self.guest.console is not None
+        self.guest.console.feed(keys.encode())
+
+    def wait_for_end(self) -> int | None:
+        """Run until the domain has ended; return the reason."""
+        info = self.control.info
+        self.run_until(lambda: info(self.domid).shutdown_reason is not None, "an end")
+        assert self.guest.console is not None
+        self.guest.console.pump()
+        return info(self.domid).shutdown_reason
+
+    def entries(self) -> Iterator[tuple[int, int]]:
+        """Walk the tables that the guest runs on: (address, L1 entry) of every page below Xen."""
+        domain = self.hypervisor.domains[self.domid]
+        words = self.hypervisor.machine.memory.m64
+        assert domain.current.cr3_mfn is not None
+
+        def table(mfn: int, count: int) -> Iterator[tuple[int, int]]:
+            for slot in range(count):
+                entry = words[mfn * 512 + slot]
+                if entry & PTE_P:
+                    yield slot, entry
+
+        for i, l3e in table(domain.current.cr3_mfn, 4):
+            for j, l2e in table((l3e & PTE_ADDRESS) >> 12, 512):
+                if (i << 30 | j << 21) >= HOLE:
+                    break
+                for k, l1e in table((l2e & PTE_ADDRESS) >> 12, 512):
+                    yield i << 30 | j << 21 | k << 12, l1e
+
+    def run_until(self, until: Callable[[], bool], what: str) -> None:
+        deadline_ns = time.monotonic_ns() + LIMIT_S * 10**9
+        assert self.hypervisor.run(until, deadline_ns), f"waited in vain for {what}"
+
+    def close(self) -> None:
+        assert self.control.audit() == []
+        self.guest.stop()
+        self.hypervisor.close()
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    running = Machine()
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def shell(machine: Machine) -> Machine:
+    machine.wait_for(PROMPT)
+    return machine
+
+
+def test_boot_shows_what_the_kernel_finds(machine: Machine) -> None:
+    text = machine.wait_for(PROMPT)
+    assert text.startswith("guestos 0.1: ")
+    assert "  magic xen-3.0-x86_32p\n" in text
+    assert "  nr_pages 2048\n" in text
+    assert "  console.evtchn 2\n" in text
+    assert '  cmd_line ""\n' in text
+    assert "capabilities xen-3.0-x86_32p\n" in text
+    assert "features mmu_pt_update_preserve_ad" in text
+    assert "memory: 8 MB, 2048 pages; 2048 mapped by 11 page tables of our own" in text
+
+
+def test_each_line_of_the_boot_comes_once(machine: Machine) -> None:
+    lines = [line for line in machine.wait_for(PROMPT).splitlines() if line]
+    assert len(lines) == len(set(lines))
+
+
+def test_a_page_fault_brings_its_address_on_the_stack(shell: Machine) -> None:
+    for page in (1, 2):
+        answer = shell.command("fault")
+        assert f"page fault at {0xE000048C + page * 4096:#x} (address on the stack)" in answer
+        assert "after the fault the word there is 42\n" in answer
+
+
+def test_a_program_runs_in_ring_3_as_often_as_asked(shell: Machine) -> None:
+    for _ in range(2):
+        answer = shell.command("run")
+        assert "ring 3: hello; getpid says 1\n" in answer
+        assert "refused to print its own memory" in answer
+        assert "process 1: ended with status 0\n" in answer
+
+
+def test_only_the_programs_pages_are_open_to_ring_3(shell: Machine) -> None:
+    pages = {address: entry for address, entry in shell.entries() if entry & PTE_US}
+    code, stack = sorted(pages)
+    assert code == USER_BASE
+    assert not pages[code] & PTE_RW
+    assert not pages[code] & PTE_NX
+    assert pages[stack] & PTE_RW
+    assert pages[stack] & PTE_NX
+
+
+def test_no_page_is_both_writable_and_executable(shell: Machine) -> None:
+    entries = list(shell.entries())
+    assert len(entries) > 2000
+    assert [hex(a) for a, entry in entries if entry & PTE_RW and not entry & PTE_NX] == []
+
+
+def test_the_kernels_constants_are_not_writable(shell: Machine) -> None:
+    entries = dict(shell.entries())
+    shown = shell.guest.image.segments
+    writable = [bool(entries[segment.vaddr] & PTE_RW) for segment in shown]
+    executable = [not entries[segment.vaddr] & PTE_NX for segment in shown]
+    assert writable == [False, False, False, True, True]
+    # The program's pages are executable only where the program has them.
+    assert executable == [True, False, False, False, False]
+
+
+def test_the_builders_page_tables_are_given_back(shell: Machine) -> None:
+    before = shell.command("mem")
+    assert "2048 mapped by 11 page tables of our own" in before
+    domain = shell.guest.domain
+    assert domain is not None
+    entries = dict(shell.entries())
+    for pfn in domain.layout.page_tables:
+        assert entries[domain.layout.vaddr(pfn)] & PTE_RW
+
+
+def test_what_is_typed_is_echoed(shell: Machine) -> None:
+    shell.type("mem")
+    assert shell.wait_for("mem") == ""
+    shell.type("\r")
+    assert "2048 pages" in shell.wait_for(PROMPT)
+
+
+@pytest.mark.parametrize("key", ["\b", "\x7f"])
+def test_backspace_takes_back_a_character(shell: Machine, key: str) -> None:
+    answer = shell.command(f"mex{key}m")
+    assert answer.startswith("mex\b \bm\n")
+    assert "2048 pages" in answer
+
+
+def test_backspace_stops_at_the_prompt(shell: Machine) -> None:
+    assert shell.command("a\b\b\bmem").startswith("a\b \bmem\nmemory: ")
+
+
+def test_control_u_takes_back_the_line(shell: Machine) -> None:
+    assert shell.command("junk\x15mem").startswith("junk" + 4 * "\b \b" + "mem\nmemory: ")
+
+
+def test_control_c_gives_a_new_line(shell: Machine) -> None:
+    shell.type("junk\x03")
+    assert shell.wait_for(PROMPT) == "junk^C\n"
+    assert "memory: " in shell.command("mem")
+
+
+def test_cursor_keys_are_ignored(shell: Machine) -> None:
+    assert shell.command("m\x1b[A\x1b[1;5Cem").startswith("mem\nmemory: ")
+
+
+def test_cr_lf_is_one_enter(shell: Machine) -> None:
+    shell.type("mem\r\nmem\n")
+    shell.wait_for(PROMPT)
+    assert shell.wait_for(PROMPT).startswith("mem\nmemory: ")
+    assert shell.output == ""
+
+
+def test_a_line_has_an_end(shell: Machine) -> None:
+    answer = shell.command("x" * 100)
+    assert answer.startswith("x" * 71 + "\a" * 29 + "\n")
+    assert f"no command is called {'x' * 71};" in answer
+
+
+def test_more_input_than_the_ring_holds_arrives(shell: Machine) -> None:
+    shell.type("fault\r" * 500 + "halt\r")
+    assert shell.wait_for_end() == SHUTDOWN_poweroff
+    assert shell.output.count("after the fault the word there is 42\n") == 500
+
+
+def test_help_names_every_command(shell: Machine) -> None:
+    answer = shell.command("help")
+    for name in ("help", "mem", "info", "run", "fault", "crash", "halt", "reboot"):
+        assert f"  {name}\t" in answer
+
+
+def test_info_shows_start_info_again(shell: Machine) -> None:
+    assert "  nr_pages 2048\n" in shell.command("info")
+
+
+def test_halt_powers_off(shell: Machine) -> None:
+    shell.type("halt\r")
+    assert shell.wait_for_end() == SHUTDOWN_poweroff
+
+
+def test_reboot_asks_for_a_reboot(shell: Machine) -> None:
+    shell.type("reboot\r")
+    assert shell.wait_for_end() == SHUTDOWN_reboot
+
+
+def test_crash_reports_the_fault_and_its_place(shell: Machine) -> None:
+    shell.type("crash\r")
+    assert shell.wait_for_end() == SHUTDOWN_crash
+    assert "panic: page fault at 0x0, error 0x10, eip 0x0\n" in shell.output
+    assert "cs 0xe019\n" in shell.output
+
+
+def test_the_kernel_sleeps_while_nothing_is_typed(shell: Machine) -> None:
+    vcpu = shell.hypervisor.domains[shell.domid].current
+    shell.run_until(lambda: vcpu.state is VcpuState.BLOCKED, "a sleeping kernel")
+
+
+@pytest.mark.parametrize("line", ["autohalt", "quiet autohalt", "autohalt x=1"])
+def test_autohalt_is_a_word_of_the_command_line(line: str) -> None:
+    machine = Machine(f"cmdline={line}")
+    assert machine.wait_for_end() == SHUTDOWN_poweroff
+    machine.close()
+
+
+@pytest.mark.parametrize("line", ["autohalted", "noautohalt", "auto halt"])
+def test_a_part_of_a_word_is_not_autohalt(line: str) -> None:
+    machine = Machine(f"cmdline={line}")
+    machine.wait_for(PROMPT)
+    machine.close()
+
+
+@pytest.mark.parametrize("size", [4, 5, 33])
+def test_any_memory_size_boots(size: int) -> None:
+    machine = Machine(f"memory={size}", "cmdline=autohalt")
+    assert machine.wait_for_end() == SHUTDOWN_poweroff
+    assert f"memory: {size} MB, {size * 256} pages; {size * 256} mapped" in machine.output
+    machine.close()
+
+
+def command_line(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "xenlite.cli.main", "run", DOM, *arguments]
+
+
+def test_the_command_runs_it_without_input() -> None:
+    done = subprocess.run(
+        command_line("cmdline=autohalt", "--timeout", str(LIMIT_S)),
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=2 * LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stderr == b""
+    assert b"autohalt: powering off" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("halt", 0), ("reboot", 16 + SHUTDOWN_reboot), ("crash", 19)]
+)
+def test_the_commands_status_is_the_guests(command: str, status: int) -> None:
+    program, *arguments = command_line("on_reboot=destroy", "--timeout", str(LIMIT_S))
+    child = pexpect.spawn(program, arguments, cwd=str(ROOT), timeout=LIMIT_S)
+    child.delaybeforesend = None
+    child.expect_exact(PROMPT)
+    child.send(f"{command}\r")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == status
