@@ -93,6 +93,8 @@ def build(
         config.name, max_pages=config.max_pages, max_vcpus=config.maxvcpus
     )
     undo.callback(control.destroy_domain, domid)
+    for assist in config.assists:
+        control.enable_assist(domid, assist)
     domain = _Building(control, domid, layout, image)
     domain.load(ramdisk)
     store_port = control.alloc_unbound(domid, DOM0)

@@ -44,6 +44,7 @@ class DomainConfig:
     on_poweroff: Reaction = Reaction.DESTROY
     on_reboot: Reaction = Reaction.RESTART
     on_crash: Reaction = Reaction.DESTROY
+    assists: tuple[int, ...] = ()
 
     @property
     def pages(self) -> int:
