@@ -31,7 +31,7 @@ def test_gnu_mach_prints_its_banner() -> None:
     assert lines[1] == "Running on xen-3.0-x86_32p."
     assert any("DIRECTMAP: pages: 12288 (48M)" in line for line in lines)
     # Grant tables are not built yet, and Mach cannot do without.
-    assert "hyp_grant_init: setup grant table error -38" in lines[-1]
+    assert any("hyp_grant_init: setup grant table error -38" in line for line in lines)
 
 
 def test_gnu_mach_gives_a_reason_of_its_own_when_it_halts() -> None:
