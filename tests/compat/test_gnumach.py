@@ -26,7 +26,7 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_gnu_mach_prints_its_banner() -> None:
     ended = run()
-    lines = ended.stdout.splitlines()
+    lines = [line for line in ended.stdout.splitlines() if line]
     assert lines[0].startswith("GNU Mach 1.8")
     assert lines[1] == "Running on xen-3.0-x86_32p."
     assert any("DIRECTMAP: pages: 12288 (48M)" in line for line in lines)
