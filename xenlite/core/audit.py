@@ -222,7 +222,7 @@ class _Walk:
         self._domains = domains
         self._problems: list[str] = []
         self._level: dict[int, int] = {}  # every table met -> 3, 2 or 1
-        self._top_l2s: dict[int, int] = {}  # L2 of a top gigabyte -> the L3 it was met in
+        self._l2_places: dict[int, tuple[int, int] | None] = {}  # where an L2 of a hole stands
         self._l1s: dict[int, dict[int, bool]] = {}  # per domain: L1 -> can it be written through
         self._hole_l1s: set[int] = set()
         self._segdesc: set[int] = set()
@@ -271,12 +271,12 @@ class _Walk:
         if not entries[3] & _PRESENT:
             self._problems.append(f"L3 {l3:#x} leaves out the hypervisor's hole")
         for slot, _, mfn in self._present(l3, entries[:_TOP_SLOTS], 3):
-            if slot == 3 and self._top_l2s.setdefault(mfn, l3) != l3:
-                self._problems.append(f"L2 {mfn:#x} serves the top gigabyte of two L3s")
+            # One place for each L2 of a hole; the others may be shared.
+            place = (l3, 3) if slot == 3 else None
+            if self._l2_places.setdefault(mfn, place) != place:
+                self._problems.append(f"L2 {mfn:#x} serves a top gigabyte and something else")
             if self._meet(domain, mfn, 2):
                 self._walk_l2(domain, mfn, top=slot == 3)
-        if any(self._top_l2s.get(entry >> PAGE_SHIFT & _MFN) for entry in entries[:3]):
-            self._problems.append(f"L3 {l3:#x} shows an L2 of the hole below it")
 
     def _walk_l2(self, domain: Domain, l2: int, *, top: bool) -> None:
         entries = self._entries(l2)
