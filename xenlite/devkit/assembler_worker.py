@@ -4,7 +4,8 @@
 Bad input makes Keystone loop for ever, exit or die, so `assembler.py` starts this module as a
 child, gives each request a time limit and kills it when that passes. Nothing else imports Keystone.
 
-One request per line on standard input, one answer per line on standard output, both JSON:
+The first line on standard output is {"ready": text}, the text empty or the reason why not. Then
+comes one answer for each request, a line on standard input, both JSON:
 
 =======================================  ======================================================
 {"text": lines, "origin": n}             {"code": hex, "count": statements, "error": text or ""}
@@ -23,9 +24,8 @@ import json
 import os
 import sys
 import tempfile
+from types import ModuleType
 from typing import Any, TextIO
-
-import keystone
 
 _ANYWHERE = 0x1000
 
@@ -33,7 +33,8 @@ _ANYWHERE = 0x1000
 class Worker:
     """Keystone, and the file that collects what it prints."""
 
-    def __init__(self) -> None:
+    def __init__(self, keystone: ModuleType) -> None:
+        self._refused = keystone.KsError
         self._keystone = keystone.Ks(keystone.KS_ARCH_X86, keystone.KS_MODE_32)
         self._keystone.syntax = keystone.KS_OPT_SYNTAX_INTEL
         self._printed = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
@@ -46,7 +47,7 @@ class Worker:
         try:
             encoded, count = self._keystone.asm(text.encode(), origin)
             code = bytes(encoded or ())
-        except keystone.KsError as problem:
+        except self._refused as problem:
             error = str(problem)
         printed = self._take_printed()
         return {"code": code.hex(), "count": count or 0, "error": printed or error}
@@ -88,7 +89,13 @@ def _send(answers: TextIO, answer: dict[str, Any]) -> None:
 def main() -> None:
     """Serve until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    worker = Worker()
+    try:
+        import keystone
+    except ImportError as error:
+        _send(answers, {"ready": f"Keystone does not load: {error}"})
+        return
+    worker = Worker(keystone)
+    _send(answers, {"ready": ""})
     for line in sys.stdin:
         request = json.loads(line)
         if "each" in request:

@@ -18,6 +18,11 @@ import threading
 import time
 from typing import IO, Any
 
+from xenlite.errors import ConfigError, Fault
+
+START_LIMIT_S = 30.0
+"""What the start of the child may take: Python and one library, perhaps from a slow disk."""
+
 TIME_LIMIT_S = 10.0
 """What one request may take; a kernel of 15,000 statements takes 0.03."""
 
@@ -25,7 +30,8 @@ TIME_LIMIT_S = 10.0
 def ask(request: dict[str, Any]) -> dict[str, Any] | None:
     """Return the answer; None when Keystone dies of the request or passes the time limit.
 
-    Source of requests and answers: assembler_worker.py.
+    Source of requests and answers: assembler_worker.py. Raise `ConfigError` where Keystone cannot
+    be loaded.
     """
     return _keystone.ask(request)
 
@@ -86,6 +92,12 @@ class _Keystone:
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
             )
+            assert self._child.stdout is not None
+            line = self._line(self._child.stdout, time.monotonic() + START_LIMIT_S)
+            reason = json.loads(line)["ready"] if line else "its process does not start"
+            if reason:
+                self.stop()
+                raise ConfigError(Fault("assembler", reason))
         return self._child
 
     def _line(self, answers: IO[bytes], deadline: float) -> bytes | None:

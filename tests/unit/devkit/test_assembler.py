@@ -18,6 +18,7 @@ from xenlite.abi.x86_32p import (
 from xenlite.devkit import keystone_child
 from xenlite.devkit.assembler import assemble, assemble_fragment, build_kernel
 from xenlite.devkit.assembly_source import AssemblyError
+from xenlite.errors import ConfigError
 
 KERNEL = """
 .include "part.s"
@@ -241,6 +242,16 @@ def test_a_keystone_that_hangs_is_killed_and_replaced(monkeypatch: pytest.Monkey
 def test_a_keystone_that_dies_is_replaced() -> None:
     assert keystone_child.ask({"text": ".text", "origin": 0}) is None
     assert code("nop ; ret") == "90c3"
+
+
+def test_a_missing_keystone_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "keystone.py").write_text("raise ImportError('no such library')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(keystone_child, "_keystone", type(keystone_child._keystone)())
+    with pytest.raises(ConfigError, match=r"^assembler: Keystone does not load: no such library$"):
+        assemble_fragment("nop ; hlt")
 
 
 def test_keystone_stays_out_of_this_process() -> None:
