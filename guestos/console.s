@@ -15,8 +15,10 @@
 # Output goes through the ring from the very first line. (console_io would work without a ring, but
 # then each line would have two ways out, and sooner or later appear twice or out of order.)
 #
-# Invariant: between two instructions of the kernel outside console_put, out_prod is behind the
-# last byte written. Writers mask events, so no upcall writes in between.
+# Dom0 is told once per line, and before a wait for a key; each telling is a hypercall.
+#
+# Invariants: whenever the ring has changed and Dom0 was not told, console_untold is 1. Writers mask
+# events, so nobody else writes in the middle of a text.
 
 # Print a literal text. Keeps all registers but the flags.
 .macro PRINT text
@@ -32,8 +34,8 @@
 
 .section .text
 
-# Find the ring. The builder gives its frame as a machine address; the table that Xen maps into every
-# guest gives the page, and the page's number gives the address.
+# Find the ring. start_info gives its frame; the table that Xen maps into every guest turns that
+# into a page number, and all pages lie in order from VIRT_BASE.
 console_open:
     mov edx, [start_info]
     mov eax, [edx + START_INFO_CONSOLE_DOMU_EVTCHN]
@@ -55,10 +57,15 @@ console_listen:
 console_event:
     ret
 
-# Tell Dom0 that the ring has changed.
-console_notify:
+# Tell Dom0 that there is text, or room for keys, if it was not told yet.
+console_tell:
+    cmp byte ptr [console_untold], 0
+    je .Ltell_done
+    mov byte ptr [console_untold], 0
     mov eax, [console_port]
-    jmp port_send_event
+    call port_send_event
+.Ltell_done:
+    ret
 
 # Write bytes, a line feed as CR LF: whoever shows them is a terminal in raw mode.
 # In: eax = address, edx = length.
@@ -71,6 +78,7 @@ console_write:
     call port_save_and_mask
     push eax
     mov ebx, [console_ring]
+    xor eax, eax
 .Lwrite_next:
     cmp esi, edi
     jae .Lwrite_done
@@ -85,7 +93,10 @@ console_write:
     call console_put
     jmp .Lwrite_next
 .Lwrite_done:
-    call console_notify
+    cmp al, '\n'                    # the last byte
+    jne .Lwrite_told
+    call console_tell
+.Lwrite_told:
     pop eax
     call port_restore_events
     pop edi
@@ -93,7 +104,8 @@ console_write:
     pop ebx
     ret
 
-# Put one byte into the ring, waiting for room. In: al = the byte, ebx = the ring. Events are masked.
+# Put one byte into the ring, waiting for room. In: al = the byte, ebx = the ring. Keeps eax. Events
+# are masked.
 console_put:
     mov ecx, [ebx + XENCONS_INTERFACE_OUT_PROD]
     mov edx, ecx
@@ -105,10 +117,11 @@ console_put:
     mov [ebx + edx + XENCONS_INTERFACE_OUT], al
     inc ecx
     mov [ebx + XENCONS_INTERFACE_OUT_PROD], ecx
+    mov byte ptr [console_untold], 1
     ret
 .Lput_wait:
     push eax
-    call console_notify
+    call console_tell
     call port_yield
     pop eax
     jmp console_put
@@ -124,6 +137,7 @@ console_read:
     mov ecx, [ebx + XENCONS_INTERFACE_IN_CONS]
     cmp ecx, [ebx + XENCONS_INTERFACE_IN_PROD]
     jne .Lread_take
+    call console_tell               # of the text so far, and that the ring has room for more keys
     call port_wait_for_event
     jmp .Lread_look
 .Lread_take:
@@ -132,14 +146,7 @@ console_read:
     movzx eax, byte ptr [ebx + edx + XENCONS_INTERFACE_IN]
     inc ecx
     mov [ebx + XENCONS_INTERFACE_IN_CONS], ecx
-    cmp ecx, [ebx + XENCONS_INTERFACE_IN_PROD]
-    jne .Lread_done
-    # Dom0 may hold more than the ring did. Only an emptied ring is worth telling about: while bytes
-    # are left, this will be reached again.
-    push eax
-    call console_notify
-    pop eax
-.Lread_done:
+    mov byte ptr [console_untold], 1
     call port_unmask_events
     pop ebx
     ret
@@ -211,3 +218,5 @@ console_ring:
     .space 4
 console_port:
     .space 4
+console_untold:
+    .space 1

@@ -86,6 +86,8 @@ command_line_has:
 .section .rodata
 word_autohalt:
     .asciz "autohalt"
+word_plainfaults:
+    .asciz "plainfaults"
 
 .section .bss
 .p2align PAGE_SHIFT

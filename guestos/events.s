@@ -2,7 +2,7 @@
 #
 # Event channels: what a paravirtual machine has in place of interrupts (public/event_channel.h).
 #
-# A port is a bit. Xen sets it in three places, from the inside out, and we look from the outside in:
+# A port is a bit. Xen sets it in three places, from the inside out; we look from the outside in:
 #
 #   evtchn_pending[port / 32], bit port % 32     the port, unless evtchn_mask has it
 #   evtchn_pending_sel, bit port / 32            a word that has such a bit
@@ -31,6 +31,7 @@ events_open:
 # Let one port through to its handler. In: eax = port, edx = handler.
 event_open:
     mov [event_handlers + eax * 4], edx
+    # A bit number in a register reaches beyond the 32 bits at the address: all 1024 ports.
     lock btr dword ptr [shared_info + SHARED_INFO_EVTCHN_MASK], eax
     # While the port was masked Xen set its bit and told nobody: pass that on.
     bt dword ptr [shared_info + SHARED_INFO_EVTCHN_PENDING], eax

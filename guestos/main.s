@@ -20,8 +20,9 @@
 #   user.s      the program that runs in ring 3
 #
 # Convention of calls, everywhere unless a routine says otherwise: arguments in eax, edx and ecx in
-# this order, the result in eax. A routine may change eax, ecx, edx and the flags, and keeps all else;
-# the direction flag is always clear. "In" and "out" in the comments name what differs or matters.
+# this order, the result in eax. A routine may change eax, ecx, edx and the flags, and keeps all
+# else; the direction flag is always clear. "In" and "out" in the comments name what a routine
+# takes and gives beyond that.
 #
 # One rule for the whole kernel: no instruction that reads privileged state without faulting (sgdt,
 # sidt, sldt, smsw, str, lar, lsl, verr, verw, pushf or popf for IF, CS for its own ring). In ring 1

@@ -38,7 +38,7 @@
 .equ USER_L2_SLOT, (USER_BASE >> L2_SHIFT) & (PT_ENTRIES - 1)
 .equ DEMAND_L2_SLOT, (DEMAND_BASE >> L2_SHIFT) & (PT_ENTRIES - 1)
 .equ VIRT_BASE_L2_SLOT, (VIRT_BASE >> L2_SHIFT) & (PT_ENTRIES - 1)
-.equ NX, 1 << 31                    # _PAGE_NX, in the upper word of an entry
+.equ NX, _PAGE_NX >> 32              # in the upper word of an entry
 .equ ENTRY_RW, _PAGE_PRESENT | _PAGE_RW | _PAGE_ACCESSED | _PAGE_DIRTY
 .equ ENTRY_RO, _PAGE_PRESENT | _PAGE_ACCESSED
 .equ ENTRY_TABLE, _PAGE_PRESENT | _PAGE_RW | _PAGE_USER | _PAGE_ACCESSED | _PAGE_DIRTY

@@ -57,14 +57,25 @@ process_open:
 
 # Run the program from its beginning, and print how it ended.
 process_run:
+    xor eax, eax
+    jmp process_start
+
+# Run it so that it reads the kernel's memory, which ends it.
+process_trespass:
+    mov eax, 1
+
+# In: eax = what the program is to do, see user.s.
+process_start:
     push ebx
     push esi
     push edi
     push ebp
     PRINT "process 1: entering ring 3\n"
     mov [process_return_stack], esp
+    mov ebx, eax
     mov eax, esp
     call port_set_kernel_stack
+    mov eax, ebx
     # A frame as if the program had been interrupted before its first instruction. Its registers
     # must show nothing of the kernel.
     push FLAT_USER_SS
@@ -72,12 +83,12 @@ process_run:
     push EFLAGS_IF | EFLAGS_MBS
     push FLAT_USER_CS
     push USER_BASE
-    mov eax, FLAT_USER_DS
-    mov ds, eax
-    mov es, eax
-    xor eax, eax
-    mov fs, eax
-    mov gs, eax
+    xor ecx, ecx
+    mov fs, ecx
+    mov gs, ecx
+    mov ecx, FLAT_USER_DS
+    mov ds, ecx
+    mov es, ecx
     xor ebx, ebx
     xor ecx, ecx
     xor edx, edx
@@ -90,7 +101,7 @@ process_run:
 process_leave:
     mov esp, [process_return_stack]
     mov ebx, eax
-    call port_unmask_events         # nothing else is left of the trap that led here
+    call port_unmask_events         # the trap that led here may have masked them
     PRINT "process 1: ended with status "
     mov eax, ebx
     call print_decimal

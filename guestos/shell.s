@@ -171,15 +171,10 @@ command_help:
     push ebx
     mov ebx, offset shell_commands
 .Lhelp_next:
-    mov eax, [ebx]
-    test eax, eax
-    jz .Lhelp_done
-    PRINT "  "
-    call print
-    PRINT "\t"
+    cmp dword ptr [ebx], 0
+    je .Lhelp_done
     mov eax, [ebx + 8]
     call print
-    PRINT "\n"
     add ebx, 12
     jmp .Lhelp_next
 .Lhelp_done:
@@ -190,7 +185,7 @@ command_info:
     call report_start_info
     jmp report_hypervisor
 
-# A jump to nowhere. The report of the page fault shows eip 0; the return address is on the stack.
+# A jump to nowhere, and so no return. The report of the page fault shows eip 0.
 command_crash:
     PRINT "jumping to address 0\n"
     xor eax, eax
@@ -208,33 +203,36 @@ command_reboot:
 
 .section .rodata
 .p2align 2
-# Name, routine, help.
+# Name, routine, line of help.
 shell_commands:
     .long .Lname_help, command_help, .Lhelp_help
     .long .Lname_mem, report_memory, .Lhelp_mem
     .long .Lname_info, command_info, .Lhelp_info
     .long .Lname_run, process_run, .Lhelp_run
+    .long .Lname_trespass, process_trespass, .Lhelp_trespass
     .long .Lname_fault, memory_touch_new_page, .Lhelp_fault
     .long .Lname_crash, command_crash, .Lhelp_crash
     .long .Lname_halt, command_halt, .Lhelp_halt
     .long .Lname_reboot, command_reboot, .Lhelp_reboot
     .long 0
 .Lname_help: .asciz "help"
-.Lhelp_help: .asciz "this list"
+.Lhelp_help: .asciz "  help      this list\n"
 .Lname_mem: .asciz "mem"
-.Lhelp_mem: .asciz "how memory is used"
+.Lhelp_mem: .asciz "  mem       how memory is used\n"
 .Lname_info: .asciz "info"
-.Lhelp_info: .asciz "start_info and the hypervisor"
+.Lhelp_info: .asciz "  info      start_info and the hypervisor\n"
 .Lname_run: .asciz "run"
-.Lhelp_run: .asciz "the program in ring 3"
+.Lhelp_run: .asciz "  run       the program in ring 3\n"
+.Lname_trespass: .asciz "trespass"
+.Lhelp_trespass: .asciz "  trespass  a program that reads the kernel's memory\n"
 .Lname_fault: .asciz "fault"
-.Lhelp_fault: .asciz "touch a page that is not there"
+.Lhelp_fault: .asciz "  fault     touch a page that is not there\n"
 .Lname_crash: .asciz "crash"
-.Lhelp_crash: .asciz "jump to address 0"
+.Lhelp_crash: .asciz "  crash     jump to address 0\n"
 .Lname_halt: .asciz "halt"
-.Lhelp_halt: .asciz "power off"
+.Lhelp_halt: .asciz "  halt      power off\n"
 .Lname_reboot: .asciz "reboot"
-.Lhelp_reboot: .asciz "shut down for a reboot"
+.Lhelp_reboot: .asciz "  reboot    shut down for a reboot\n"
 
 .section .bss
 shell_line:

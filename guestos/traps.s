@@ -2,8 +2,8 @@
 #
 # Exceptions: how the kernel is entered for one, how it returns, and what it says when it cannot.
 #
-# Xen enters a handler much as the processor would, on the current stack (or, out of ring 3, on the one
-# of port_set_kernel_stack), and the stubs below complete the frame so that all look alike:
+# Xen enters a handler much as the processor would, on the current stack (or, out of ring 3, on the
+# one of port_set_kernel_stack), and the stubs below complete the frame so that all look alike:
 #
 #   esp -> es ds | edi esi ebp - ebx edx ecx eax | word | error | eip | cs | eflags [ | esp | ss ]
 #          -------- pushed by TRAP_ENTER --------  stub   Xen, or the stub        only from ring 3
@@ -11,7 +11,8 @@
 # "word" is the vector; for a page fault it is the faulting address, which xenlite pushes on top of
 # the error code when asked to. The address is thus part of the frame: a second page fault, taken
 # before the first handler has looked, cannot overwrite it as it would overwrite CR2.
-# On a hypervisor without that addition the stub pushes the same word from shared memory.
+# On a hypervisor without that addition the stub pushes the same word from shared memory. The word
+# "plainfaults" of the command line shows that way on xenlite, too.
 #
 # The ring that was interrupted is read from the saved cs in the frame, never from CS itself.
 # Bits 16-23 of that word hold the event mask from before the trap; the return sets the mask from
@@ -55,18 +56,18 @@
     jmp port_iret
 .endm
 
-# Make the entry of an exception without an error code.
-.macro TRAP_STUB vector
-trap_entry_\vector:
+# Make the handler of an exception without an error code.
+.macro TRAP_STUB name
+trap_\name:
     push 0
-    push \vector
+    push TRAP_\name
     jmp trap_enter
 .endm
 
-# Make the entry of an exception with one.
-.macro TRAP_STUB_WITH_ERROR vector
-trap_entry_\vector:
-    push \vector
+# Make the handler of an exception with one.
+.macro TRAP_STUB_WITH_ERROR name
+trap_\name:
+    push TRAP_\name
     jmp trap_enter
 .endm
 
@@ -84,6 +85,10 @@ trap_entry_\vector:
 traps_open:
     mov eax, offset trap_table
     call port_load_trap_table
+    mov eax, offset word_plainfaults
+    call command_line_has
+    test eax, eax
+    jnz .Ltraps_plain
     mov eax, VMASST_TYPE_xenlite_fault_address
     call port_enable_assist
     test eax, eax
@@ -94,20 +99,20 @@ traps_open:
 .Ltraps_plain:
     ret
 
-TRAP_STUB 0
-TRAP_STUB 1
-TRAP_STUB 3
-TRAP_STUB 4
-TRAP_STUB 5
-TRAP_STUB 6
-TRAP_STUB 7
-TRAP_STUB_WITH_ERROR 10
-TRAP_STUB_WITH_ERROR 11
-TRAP_STUB_WITH_ERROR 12
-TRAP_STUB_WITH_ERROR 13
-TRAP_STUB 16
-TRAP_STUB_WITH_ERROR 17
-TRAP_STUB 19
+TRAP_STUB divide_error
+TRAP_STUB debug
+TRAP_STUB int3
+TRAP_STUB overflow
+TRAP_STUB bounds
+TRAP_STUB invalid_op
+TRAP_STUB no_device
+TRAP_STUB_WITH_ERROR invalid_tss
+TRAP_STUB_WITH_ERROR no_segment
+TRAP_STUB_WITH_ERROR stack_error
+TRAP_STUB_WITH_ERROR gp_fault
+TRAP_STUB copro_error
+TRAP_STUB_WITH_ERROR alignment_check
+TRAP_STUB simd_error
 
 # An exception that nothing handles: it ends the program or the kernel.
 trap_enter:
@@ -216,22 +221,22 @@ trap_print_registers:
 
 .p2align 2
 trap_table:
-    TRAP_TABLE_ENTRY TRAP_divide_error, 0, trap_entry_0
-    TRAP_TABLE_ENTRY TRAP_debug, 0, trap_entry_1
-    TRAP_TABLE_ENTRY TRAP_int3, 3, trap_entry_3         # 3: programs may use int3 and into
-    TRAP_TABLE_ENTRY TRAP_overflow, 3, trap_entry_4
-    TRAP_TABLE_ENTRY TRAP_bounds, 0, trap_entry_5
-    TRAP_TABLE_ENTRY TRAP_invalid_op, 0, trap_entry_6
-    TRAP_TABLE_ENTRY TRAP_no_device, 0, trap_entry_7
-    TRAP_TABLE_ENTRY TRAP_invalid_tss, 0, trap_entry_10
-    TRAP_TABLE_ENTRY TRAP_no_segment, 0, trap_entry_11
-    TRAP_TABLE_ENTRY TRAP_stack_error, 0, trap_entry_12
-    TRAP_TABLE_ENTRY TRAP_gp_fault, 0, trap_entry_13
+    TRAP_TABLE_ENTRY TRAP_divide_error, 0, trap_divide_error
+    TRAP_TABLE_ENTRY TRAP_debug, 0, trap_debug
+    TRAP_TABLE_ENTRY TRAP_int3, 3, trap_int3         # 3: programs may use int3 and into
+    TRAP_TABLE_ENTRY TRAP_overflow, 3, trap_overflow
+    TRAP_TABLE_ENTRY TRAP_bounds, 0, trap_bounds
+    TRAP_TABLE_ENTRY TRAP_invalid_op, 0, trap_invalid_op
+    TRAP_TABLE_ENTRY TRAP_no_device, 0, trap_no_device
+    TRAP_TABLE_ENTRY TRAP_invalid_tss, 0, trap_invalid_tss
+    TRAP_TABLE_ENTRY TRAP_no_segment, 0, trap_no_segment
+    TRAP_TABLE_ENTRY TRAP_stack_error, 0, trap_stack_error
+    TRAP_TABLE_ENTRY TRAP_gp_fault, 0, trap_gp_fault
     # Events stay out until the address has been fetched: an upcall's own fault would replace it.
     TRAP_TABLE_ENTRY TRAP_page_fault, TI_MASK_EVENTS, page_fault_plain
-    TRAP_TABLE_ENTRY TRAP_copro_error, 0, trap_entry_16
-    TRAP_TABLE_ENTRY TRAP_alignment_check, 0, trap_entry_17
-    TRAP_TABLE_ENTRY TRAP_simd_error, 0, trap_entry_19
+    TRAP_TABLE_ENTRY TRAP_copro_error, 0, trap_copro_error
+    TRAP_TABLE_ENTRY TRAP_alignment_check, 0, trap_alignment_check
+    TRAP_TABLE_ENTRY TRAP_simd_error, 0, trap_simd_error
     TRAP_TABLE_ENTRY SYSCALL_VECTOR, 3, syscall_entry
     TRAP_TABLE_ENTRY 0, 0, 0
 

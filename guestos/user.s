@@ -3,7 +3,8 @@
 # The program of ring 3. It lies in pages of its own, which process.s maps at USER_BASE and opens to
 # ring 3; it knows nothing of the kernel but the numbers of the system calls.
 #
-# In: esp = top of its stack, all other registers 0. It may use all of them.
+# In: eax = what to do: 0 to be a good program, 1 to read the kernel's memory. esp = top of its
+# stack. All other registers are 0, and it may use all of them.
 
 # Make a system call. Arguments are in ebx, ecx and edx already.
 .macro SYSTEM_CALL name
@@ -21,6 +22,8 @@
 .section .user, "ax"
 
 user_start:
+    test eax, eax
+    jnz user_trespass
     WRITE_TEXT user_hello, user_hello_end
     SYSTEM_CALL getpid
     add eax, '0'                    # ids have one digit
@@ -32,7 +35,7 @@ user_start:
     pop eax
 
     # A program cannot have the kernel read for it what it cannot read itself.
-    mov ebx, 0xC0000000
+    mov ebx, VIRT_BASE
     mov ecx, 16
     SYSTEM_CALL write
     cmp eax, -EFAULT
@@ -43,6 +46,11 @@ user_start:
 user_fail:
     mov ebx, 1
     SYSTEM_CALL exit
+
+# This must end the program: the page is the kernel's.
+user_trespass:
+    mov eax, [VIRT_BASE]
+    jmp user_fail
 
 .type user_hello, @object
 user_hello:
