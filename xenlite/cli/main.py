@@ -31,12 +31,16 @@ exit status:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit status."""
     parser = _parser()
-    options = parser.parse_args(arguments)
-    if options.version:
-        sys.stdout.write(f"xenlite {_version()}\n")
-        return 0
-    if "verb" not in options:
-        parser.error("which verb?")
+    try:
+        options = parser.parse_args(arguments)
+        if options.version:
+            sys.stdout.write(f"xenlite {_version()}\n")
+            return 0
+        if "verb" not in options:
+            parser.error("which verb?")
+    except SystemExit as end:
+        # argparse has written its message; 2 for a mistake is its own, ours is 1.
+        return EXIT_ERROR if end.code else 0
     try:
         status: int = options.verb(options)
     except KeyboardInterrupt:

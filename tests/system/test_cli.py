@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``xenlite run`` as its users meet it: exit statuses, pipes, signals, terminals, refusals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+
+from xenlite.devkit.assembler import build_kernel
+
+ROOT = Path(__file__).parents[2]
+XENLITE = [sys.executable, "-m", "xenlite.cli.main"]
+PATIENCE = 30  # seconds until a test calls a process hung
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield build_kernel(Path(__file__).parent / "kernels" / "obedient.s")
+
+
+@pytest.fixture
+def domain(kernel: Path, tmp_path: Path) -> Path:
+    """Return a domain's file; its kernel does what ``cmdline`` says."""
+    path = tmp_path / "dom.yaml"
+    path.write_text(f"name: ob\nkernel: {kernel}\nmemory: 4\non_reboot: destroy\n")
+    return path
+
+
+def run(
+    *arguments: str | Path, typed: bytes | None = b"", verb: str = "run"
+) -> subprocess.CompletedProcess[bytes]:
+    command = [*XENLITE, verb, *map(str, arguments)]
+    return subprocess.run(
+        command, input=typed, capture_output=True, cwd=ROOT, timeout=PATIENCE, check=False
+    )
+
+
+def start(*arguments: str | Path, **pipes: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*XENLITE, "run", *map(str, arguments)], cwd=ROOT, **pipes)
+
+
+def ours(result: subprocess.CompletedProcess[bytes]) -> list[str]:
+    """Return the lines that xenlite itself wrote; none may be a traceback's."""
+    text = result.stderr.decode()
+    assert "Traceback" not in text, text
+    return text.splitlines()
+
+
+# -- exit status ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("order", "status"), [("p", 0), ("r", 17), ("s", 18), ("c", 19), ("d\x01", 17), ("d~", 123)]
+)
+def test_the_exit_status_is_the_guests(domain: Path, order: str, status: int) -> None:
+    result = run(domain, f"cmdline={order}")
+    assert result.returncode == status
+    assert result.stdout == b"hello\n"
+
+
+def test_create_is_run_today(domain: Path) -> None:
+    result = run(domain, "cmdline=p", verb="create")
+    assert (result.returncode, result.stdout) == (0, b"hello\n")
+
+
+@pytest.mark.parametrize("order", ["l", "b"])
+def test_a_timeout_ends_guests_that_loop_and_guests_that_wait(domain: Path, order: str) -> None:
+    result = run(domain, f"cmdline={order}", "--timeout", "0.3")
+    assert result.returncode == 124
+    assert result.stdout == b"hello\n"
+
+
+def test_a_reboot_loop_ends(domain: Path) -> None:
+    result = run(domain, "cmdline=r", "on_reboot=restart")
+    assert result.returncode == 17
+    assert result.stdout == b"hello\n" * 6
+    assert ours(result) == ["xenlite: domain 'ob' restarts too often: left as it is"]
+
+
+def test_a_preserved_domain_stays_until_the_user_leaves(domain: Path) -> None:
+    process = start(
+        domain, "cmdline=c", "on_crash=preserve", stdin=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    lines = iter(process.stderr.readline, b"")
+    assert next(line for line in lines if b"preserved" in line)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 19
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_signals_end_a_guest_that_loops(domain: Path, number: int, status: int) -> None:
+    process = start(domain, "cmdline=l", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"hello\n"
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == status
+    process.communicate()
+
+
+# -- pipes ----------------------------------------------------------------------------------------
+
+
+def test_input_reaches_the_guest_and_comes_back_unchanged(domain: Path) -> None:
+    result = run(domain, "cmdline=e", typed=b"a line\r\nbytes \x00\xff\x1d\x03 q")
+    assert result.returncode == 0
+    assert result.stdout == b"hello\na line\r\nbytes \x00\xff\x1d\x03 "
+
+
+def test_much_input_arrives_whole(domain: Path) -> None:
+    text = bytes(range(32, 64)) * 8192
+    result = run(domain, "cmdline=e", typed=text + b"q")
+    assert result.stdout == b"hello\n" + text
+
+
+def test_the_end_of_input_does_not_end_the_guest(domain: Path) -> None:
+    assert run(domain, "cmdline=e", "--timeout", "0.3", typed=b"x").returncode == 124
+
+
+def test_a_reader_that_leaves_ends_the_run(domain: Path) -> None:
+    process = start(domain, "cmdline=f", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.read(1000)
+    process.stdout.close()
+    assert process.wait(PATIENCE) == 141
+
+
+def test_a_reader_that_sleeps_does_not_stop_the_clock(domain: Path) -> None:
+    process = start(
+        domain, "cmdline=f", "--timeout", "0.5", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    assert process.wait(PATIENCE) == 124
+    process.communicate()
+
+
+def test_quiet_shows_nothing_and_the_log_keeps_everything(domain: Path, tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    result = run(domain, "cmdline=a", "--quiet", "--log", log)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+    assert log.read_bytes() == b"hello\n\x1b]0;owned\x07\x1b[6n\x1b[31mred\x1b[0m\n"
+
+
+def test_a_pipe_gets_the_guests_bytes_as_they_are(domain: Path) -> None:
+    assert run(domain, "cmdline=a").stdout.endswith(b"\x1b[6n\x1b[31mred\x1b[0m\n")
+
+
+# -- explanations ---------------------------------------------------------------------------------
+
+
+def test_a_crash_is_explained_in_the_guests_words(domain: Path) -> None:
+    report = run(domain, "cmdline=c").stderr.decode()
+    assert "domain 'ob' (domid 1) crashed: traps.no-handler" in report
+    assert "eax 12345678" in report
+    assert "<crash_here>: 0f 0b   ud2" in report
+    assert "<crash>" in report, "the stack word is named"
+    assert "console_io(cmd=0x0, count=0x6, buffer=0x" in report
+    assert report.endswith("last 1 lines of the console:\n  hello\n")
+
+
+def test_verbose_says_why_a_hypercall_was_refused_and_who_made_it(domain: Path) -> None:
+    quiet = run(domain, "cmdline=n")
+    assert quiet.stderr == b""
+    (line,) = ours(run(domain, "cmdline=n", "-v"))
+    assert line.startswith("xenlite: ob: mmu_update(ureqs=0xfffff000, count=0x1,")
+    assert "= -EFAULT: memory.bad-pointer (0xfffff000), from " in line
+    assert line.endswith("<be_refused+0x16>")
+
+
+def test_a_broken_ring_is_told_and_the_domain_lives_on(domain: Path) -> None:
+    result = run(domain, "cmdline=h")
+    assert result.returncode == 0
+    (line,) = ours(result)
+    assert line.startswith("xenlite: domain 'ob' broke its console: console output: ")
+
+
+def test_an_audited_run_finds_nothing_wrong(domain: Path) -> None:
+    assert run(domain, "cmdline=p", "--audit").returncode == 0
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+def refused(*arguments: str | Path, verb: str = "run") -> list[str]:
+    result = run(*arguments, verb=verb)
+    assert result.returncode == 1
+    assert result.stdout == b""
+    return ours(result)
+
+
+def test_every_mistake_of_a_file_is_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text("name: a\nkernle: b\nmemory: lots\n")
+    assert refused(path) == [
+        f"xenlite: {path}: kernel: is missing",
+        f"xenlite: {path}:2: kernle: not a key of this file; did you mean 'kernel'?",
+        f"xenlite: {path}:3: memory: 'lots' is not a size; write MiB (32) or a unit (32M, 1G)",
+    ]
+
+
+def test_files_that_are_missing_or_no_kernels_are_named(domain: Path, tmp_path: Path) -> None:
+    assert refused(tmp_path / "none.yaml") == [
+        f"xenlite: {tmp_path}/none.yaml: No such file or directory"
+    ]
+    assert refused(domain, f"kernel={tmp_path}/none") == [f"xenlite: {tmp_path}/none: no such file"]
+    assert refused(domain, f"kernel={tmp_path}") == [f"xenlite: {tmp_path}: not a regular file"]
+    assert refused(domain, f"kernel={domain}") == [f"xenlite: {domain}: not an ELF file"]
+    assert refused(domain, "ramdisk=/dev/zero") == ["xenlite: /dev/zero: not a regular file"]
+    assert refused(domain, "--log", tmp_path) == [f"xenlite: {tmp_path}: Is a directory (--log)"]
+
+
+def test_mistakes_of_an_assembled_kernel_name_its_line(domain: Path, tmp_path: Path) -> None:
+    source = tmp_path / "k.s"
+    source.write_text(".global _start\n_start:\n    nosuch eax\n")
+    (line,) = refused(domain, f"kernel={source}")
+    assert "k.s:3: " in line
+    assert "nosuch" in line
+
+
+def test_a_machine_too_small_is_told_with_its_mend(domain: Path, tmp_path: Path) -> None:
+    (line,) = refused(domain, "memory=64", "--host-memory", "32M")
+    assert line.endswith("--host-memory gives it more")
+    ramdisk = tmp_path / "initrd"
+    ramdisk.write_bytes(bytes(4 << 20))
+    (line,) = refused(domain, f"ramdisk={ramdisk}", "memory=4")
+    assert "memory: 4 MiB is too little" in line
+
+
+@pytest.mark.parametrize(
+    "words", [["--timeout", "-1"], ["--timeout", "x"], ["--host-memory", "x"], ["--nosuch"]]
+)
+def test_wrong_options_are_refused(domain: Path, words: list[str]) -> None:
+    result = run(domain, *words)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr.decode()
+
+
+def test_check_reads_everything_and_runs_nothing(domain: Path) -> None:
+    result = run(domain, verb="check")
+    assert result.returncode == 0
+    assert b"ob: obedient, entry 0xc0" in result.stdout
+    assert refused(domain, "memory=lots", verb="check")
+
+
+# -- a terminal -----------------------------------------------------------------------------------
+
+
+def on_a_terminal(*arguments: str | Path) -> pexpect.spawn:
+    words = [*XENLITE[1:], "run", *map(str, arguments)]
+    return pexpect.spawn(XENLITE[0], words, cwd=str(ROOT), timeout=PATIENCE)
+
+
+def the_end_of(child: pexpect.spawn) -> tuple[int | None, bytes]:
+    """Return the exit status and what was left to read."""
+    output: bytes = child.read()
+    child.wait()
+    return child.exitstatus, output
+
+
+def modes_of(fd: int) -> list[Any]:
+    return termios.tcgetattr(fd)[:4]
+
+
+@pytest.fixture
+def tty() -> Iterator[tuple[int, int]]:
+    """A terminal that outlives the process on it: (its keyboard and screen, the process's end)."""
+    master, slave = os.openpty()
+    yield master, slave
+    os.close(master)
+    os.close(slave)
+
+
+def test_keys_go_to_the_guest_raw_and_lines_end_as_terminals_want(domain: Path) -> None:
+    child = on_a_terminal(domain, "cmdline=e")
+    child.expect(b"hello\r\n")
+    child.send(b"x\x03\x1a\ry\n")
+    child.expect_exact(b"x^C^Z\ry\r\n")
+    child.send(b"q")
+    assert the_end_of(child) == (0, b"")
+
+
+def test_ctrl_bracket_leaves(domain: Path) -> None:
+    child = on_a_terminal(domain, "cmdline=l")
+    child.expect(b"hello")
+    child.send(b"\x1d")
+    assert the_end_of(child)[0] == 130
+
+
+def test_a_guest_does_not_command_the_terminal(domain: Path) -> None:
+    child = on_a_terminal(domain, "cmdline=a")
+    child.expect_exact(b"hello\r\n^[]0;owned\x07^[[6n\x1b[31mred\x1b[0m\r\n")
+    assert the_end_of(child)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("order", "options", "key", "number", "status"),
+    [
+        ("p", [], b"", 0, 0),
+        ("c", [], b"", 0, 19),
+        ("l", ["--timeout", "0.3"], b"", 0, 124),
+        ("l", [], b"\x1d", 0, 130),
+        ("l", [], b"", signal.SIGTERM, 143),
+        ("l", [], b"", signal.SIGHUP, 129),
+    ],
+)
+def test_the_terminal_is_as_before_whatever_ended_the_run(
+    domain: Path,
+    tty: tuple[int, int],
+    order: str,
+    options: list[str],
+    key: bytes,
+    number: int,
+    status: int,
+) -> None:
+    screen, slave = tty
+    before = modes_of(slave)
+    process = start(domain, f"cmdline={order}", *options, stdin=slave, stdout=slave, stderr=slave)
+    seen = b""
+    while b"hello" not in seen:
+        seen += os.read(screen, 100)
+    if order == "l":
+        assert modes_of(slave) != before
+    if key:
+        os.write(screen, key)
+    if number:
+        process.send_signal(number)
+    assert process.wait(PATIENCE) == status
+    assert modes_of(slave) == before
