@@ -241,6 +241,8 @@ class Hypervisor:
             cpu.enter(guest.slice_blocks)
             if not cpu.blocks_left:
                 guest.calibrate(clock.monotonic_ns() - started)
+            if domain.shutdown_reason == SHUTDOWN_crash:
+                raise DomainCrash("sched.guest-crashed", "the guest says so itself")
         except DomainCrash as crash:
             self._crash(domain, crash)
         finally:
