@@ -14,6 +14,7 @@
 #   lidt                              port_load_trap_table        set_trap_table
 #   an interrupt gate                 port_set_callbacks          set_callbacks
 #   tss.esp0 = x                      port_set_kernel_stack       stack_switch
+#   cr2                               PORT_PUSH_FAULT_ADDRESS     none: a word in shared memory
 #   mov [pte], x; invlpg              port_set_mapping            update_va_mapping
 #   mov cr3, x                        port_switch_page_tables     mmuext_op
 #   out to a device's doorbell        port_send_event             event_channel_op, send
@@ -154,9 +155,10 @@ port_set_kernel_stack:
     pop ebx
     ret
 
-# native: mov eax, cr2. Only for a hypervisor that does not push the address on the stack.
+# native: push cr2. Only for a hypervisor that does not push the address on the stack. It comes
+# before the registers are saved, when ds may still be the program's: so it goes through ss.
 .macro PORT_PUSH_FAULT_ADDRESS
-    push dword ptr [shared_info + SHARED_INFO_VCPU_INFO + VCPU_INFO_ARCH_CR2]
+    push dword ptr ss:[shared_info + SHARED_INFO_VCPU_INFO + VCPU_INFO_ARCH_CR2]
 .endm
 
 # -- page tables -----------------------------------------------------------------------------

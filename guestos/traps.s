@@ -32,11 +32,9 @@
 .equ FRAME_EIP, 48
 .equ FRAME_CS, 52
 .equ FRAME_EFLAGS, 56
-.equ FRAME_OUTER_ESP, 60
-.equ FRAME_OUTER_SS, 64
 
-# Save everything; a program in ring 3 may have left any selector in ds and es, and DF set.
-# After it, esp is the frame and eax is lost.
+# Save everything. A program in ring 3 may have left any selector in ds and es, and DF set.
+# After it, esp is the frame and eax is lost. (fs and gs stay as they are: the kernel uses neither.)
 .macro TRAP_ENTER
     pushad
     push ds
