@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""tools/bench runs every operation, its kernel's own checks included. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tools import bench_main
+from tools.bench_main import NAMES, OPERATIONS, PROCESSOR, START, run, table
+from tools.bench_measure import KERNEL, bench, times_of_round
+
+A_FEW_NS = 5_000
+
+
+def test_every_operation_runs_and_is_shown() -> None:
+    report = run([name for name in NAMES if name != START], rounds=1, round_ns=A_FEW_NS)
+    assert [result.name for result in report.results] == [one.name for one in OPERATIONS]
+    assert [speed.name for speed in report.speeds] == list(PROCESSOR)
+    shown = table(report)
+    assert all(name in shown for name in NAMES if name != START)
+
+
+def test_the_kernel_knows_no_operation_that_is_not_listed() -> None:
+    lines = KERNEL.read_text().splitlines()
+    known = [line.split()[1].rstrip(",") for line in lines if line.startswith("    OPERATION ")]
+    assert known == [name for name in NAMES if name != START]
+
+
+def test_a_guest_that_fails_is_no_result() -> None:
+    with bench() as made, pytest.raises(RuntimeError, match="nothing: sched.guest-crashed"):
+        made.add("nothing", 1).measure()
+
+
+def test_what_surrounds_a_stretch_does_not_count() -> None:
+    overhead, each, count = 7_000, 450, 10
+    stamps = [0, overhead + each * count, 2 * overhead + 3 * each * count]
+    assert times_of_round(stamps, count) == each
+
+
+def test_the_start_of_a_process_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench_main.main(["--json", "--rounds", "1", START]) == 0
+    start = json.loads(capsys.readouterr().out)["start"]
+    assert start["first_line_ms"] > 0
+    assert start["resident_mb"] > 0

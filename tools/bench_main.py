@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Print what each operation costs: ns, as a multiple of the floor, and against its two bars.
+
+*Floor*: the same run's price of an INTR callback that does nothing. *Reach*: the multiple of the
+floor that an operation shall stay under. *Mark*: what the same operation costs on real Xen, release
+build, on QEMU's emulator, on the same kind of machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from tools.bench_measure import bench, measure_start
+from xenlite.machine.engine import library
+from xenlite.machine.selftest import capabilities
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+START: Final = "start"
+START_CONFIG: Final = ROOT / "guestos/dom.yaml"
+ROUND_NS: Final = 12_000_000  # of an operation, the smaller of the two stretches
+FLOOR_COUNT: Final = 10_000
+FIRST_LINE_REACH_MS: Final = 200
+FIRST_LINE_MARK_MS: Final = 1080
+RESIDENT_REACH_MB: Final = 80
+RESIDENT_MARK_MB: Final = 82
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row. ``name`` is the kernel's; ``batch`` what one call of it does.
+
+    ``reach`` is a multiple of the floor and ``mark_ns`` the time on real Xen, per single item;
+    ``around_ns`` is a guess at a whole call, to choose how many make a round.
+    """
+
+    name: str
+    about: str
+    around_ns: float
+    reach: float | None = None
+    mark_ns: float | None = None
+    batch: int = 1
+
+    def count(self, round_ns: float) -> int:
+        """Return how many calls fill a round."""
+        return max(1, int(round_ns / self.around_ns))
+
+
+OPERATIONS: Final = (
+    Operation("null_hypercall", "xen_version(XENVER_version)", 500, 3.4, 450),
+    Operation("update_va_mapping", "the entry as it is", 800, 9, 700),
+    Operation("update_va_mapping_rw", "RW and RO by turns", 1000, 9, 700),
+    Operation("update_va_mapping_invlpg", "RW and RO by turns, INVLPG", 1200, 12, 1100),
+    Operation("mmu_update", "a list of one entry, RW and RO by turns", 1500, 11, 1100),
+    Operation("mmu_update_32", "a list of 32 entries, per entry", 24_000, 6, 490, 32),
+    Operation("multicall_32", "32 update_va_mapping, per call", 32_000, None, 680, 32),
+    Operation("page_table_write", "a store to an L1 table (vm_assist 2)", 3000, 20, 2200),
+    Operation("fault_skipped", "page fault, handler skips the load", 1400, 9, 1500),
+    Operation("fault_map_retry", "page fault, handler maps; then unmapped", 4000, None, 3600),
+    Operation("divide_error", "#DE, handler skips the division", 1200, None, 1300),
+    Operation("int80_native_iret", "ring 3 to ring 1 and back by iretd", 800, 5, 500),
+    Operation("int80_hypercall_iret", "ring 3 to ring 1 and back by HYPERVISOR_iret", 1400, 5, 900),
+    Operation("stack_switch", "stack_switch", 500, None, 400),
+    Operation("new_baseptr", "mmuext_op of one NEW_BASEPTR, two by turns", 4000, None, 8300),
+    Operation("console_io_64", "console_io of 64 bytes", 1500, None, 77_000),
+)
+PROCESSOR: Final = {
+    "cpu_register": ("add eax, edx; dec; jnz", 3),
+    "cpu_load": ("mov eax, [edi]; dec; jnz", 3),
+    "cpu_store": ("mov [edi], eax; dec; jnz", 3),
+    "cpu_call": ("call; ret; dec; jnz", 4),
+}
+"""Loops, with their instructions."""
+NAMES: Final = (*(operation.name for operation in OPERATIONS), *PROCESSOR, START)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What one operation cost: medians, and the least, over all rounds."""
+
+    name: str
+    about: str
+    ns: float
+    min_ns: float
+    floor_ns: float
+    ratio: float
+    reach: float | None
+    mark_ns: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast one loop ran."""
+
+    name: str
+    about: str
+    million_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StartResult:
+    """How a process came to its guest's first line."""
+
+    first_line_ms: float
+    min_first_line_ms: float
+    resident_mb: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that a run found."""
+
+    host: str
+    results: list[Result]
+    speeds: list[Speed]
+    start: StartResult | None
+
+
+def run(names: Sequence[str], rounds: int, round_ns: float = ROUND_NS) -> Report:
+    """Measure what is named, ``rounds`` times by turns, each next to a floor of its own."""
+    operations = [operation for operation in OPERATIONS if operation.name in names]
+    loops = [name for name in PROCESSOR if name in names]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    floors: dict[str, list[float]] = {name: [] for name in names}
+    with bench() as made:
+        guests = {o.name: made.add(o.name, o.count(round_ns)) for o in operations}
+        guests |= {name: made.add(name, max(1, int(round_ns))) for name in loops}
+        made.floor.measure(FLOOR_COUNT)
+        for guest in guests.values():
+            guest.measure()  # untimed: translations and caches fill
+        for _ in range(rounds):
+            for name, guest in guests.items():
+                floors[name].append(made.floor.measure(FLOOR_COUNT))
+                times[name].append(guest.measure())
+    return Report(
+        host=host(),
+        results=[_result(one, times[one.name], floors[one.name]) for one in operations],
+        speeds=[
+            Speed(name, PROCESSOR[name][0], PROCESSOR[name][1] * 1e3 / median(times[name]))
+            for name in loops
+        ],
+        start=_start(rounds) if START in names else None,
+    )
+
+
+def _result(operation: Operation, times: list[float], floors: list[float]) -> Result:
+    return Result(
+        operation.name,
+        operation.about,
+        median(times) / operation.batch,
+        min(times) / operation.batch,
+        median(floors),
+        median(t / f for t, f in zip(times, floors, strict=True)) / operation.batch,
+        operation.reach,
+        operation.mark_ns,
+    )
+
+
+def _start(rounds: int) -> StartResult:
+    measure_start(START_CONFIG)  # untimed: compiles Python files, assembles the kernel
+    starts = [measure_start(START_CONFIG) for _ in range(rounds)]
+    first_lines = [start.first_line_ms for start in starts]
+    resident = max(start.resident_mb for start in starts)
+    return StartResult(median(first_lines), min(first_lines), resident)
+
+
+def host() -> str:
+    """Say what the figures were made on."""
+    processor = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            processor = line.partition(":")[2].strip()
+            break
+    version = library().version
+    state = "live" if capabilities().live_state else "copied"
+    return (
+        f"{processor}, Python {platform.python_version()},"
+        f" Unicorn {version >> 24}.{version >> 16 & 255}.{version >> 8 & 255}, {state} state"
+    )
+
+
+def table(report: Report) -> str:
+    """Lay the report out for reading; `*` stands where a bar is missed."""
+    lines = [report.host, ""]
+    if report.results:
+        lines.append(
+            f"{'operation':24} {'ns':>7} {'least':>7} {'floor':>6} {'ratio':>6}"
+            f" {'reach':>7} {'mark ns':>8}   what"
+        )
+    for r in report.results:
+        reach = "" if r.reach is None else f"{r.reach:g}{_missed(r.ratio, r.reach)}"
+        mark = "" if r.mark_ns is None else f"{r.mark_ns:.0f}{_missed(r.ns, r.mark_ns)}"
+        lines.append(
+            f"{r.name:24} {r.ns:7.0f} {r.min_ns:7.0f} {r.floor_ns:6.0f} {r.ratio:6.1f}"
+            f" {reach:>7} {mark:>8}   {r.about}"
+        )
+    if report.speeds:
+        lines += ["", f"{'loop':24} {'M insn/s':>8}"]
+        lines += [f"{s.name:24} {s.million_per_s:8.0f}   {s.about}" for s in report.speeds]
+    if report.start is not None:
+        start = report.start
+        late = _missed(start.first_line_ms, FIRST_LINE_REACH_MS)
+        large = _missed(start.resident_mb, RESIDENT_REACH_MB)
+        lines += [
+            "",
+            f"from process start to guestos's first line: {start.first_line_ms:.0f} ms, least"
+            f" {start.min_first_line_ms:.0f} (reach {FIRST_LINE_REACH_MS}{late},"
+            f" mark {FIRST_LINE_MARK_MS})",
+            f"most memory resident with its 32 MB: {start.resident_mb:.0f} MB"
+            f" (reach {RESIDENT_REACH_MB}{large}, mark {RESIDENT_MARK_MB})",
+        ]
+    return "\n".join(lines)
+
+
+def _missed(value: float, bar: float) -> str:
+    return "*" if value > bar else " "
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        prog="tools/bench",
+        description="Time operations of the hypervisor; * marks a bar that is missed.",
+        epilog=f"names: {', '.join(NAMES)}",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="what to time (default: all)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--rounds", type=int, default=11, help="how often (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - set(NAMES))
+    if unknown:
+        parser.error(f"no such operation: {', '.join(unknown)}")
+    if options.rounds < 1:
+        parser.error("--rounds: at least 1")
+    report = run(options.names or NAMES, options.rounds)
+    print(json.dumps(asdict(report), indent=2) if options.json else table(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
