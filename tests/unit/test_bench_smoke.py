@@ -29,7 +29,7 @@ def test_the_kernel_knows_no_operation_that_is_not_listed() -> None:
 
 
 def test_a_guest_that_fails_is_no_result() -> None:
-    with bench() as made, pytest.raises(RuntimeError, match="nothing: sched.guest-crashed"):
+    with bench() as made, pytest.raises(RuntimeError, match=r"nothing: sched\.guest-crashed"):
         made.add("nothing", 1).measure()
 
 
