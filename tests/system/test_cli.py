@@ -147,6 +147,19 @@ def test_a_reader_that_sleeps_does_not_stop_the_clock(domain: Path) -> None:
     process.communicate()
 
 
+def test_full_disks_are_told_and_end_what_they_must(domain: Path) -> None:
+    result = run(domain, "cmdline=p", "--log", "/dev/full")
+    assert (result.returncode, result.stdout) == (0, b"hello\n")
+    assert ours(result) == ["xenlite: /dev/full: No space left on device: the log ends here"]
+    with Path("/dev/full").open("wb") as full:
+        process = start(
+            domain, "cmdline=l", stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE
+        )
+        _, said = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert said == b"xenlite: standard output: No space left on device\n"
+
+
 def test_quiet_shows_nothing_and_the_log_keeps_everything(domain: Path, tmp_path: Path) -> None:
     log = tmp_path / "console.log"
     result = run(domain, "cmdline=a", "--quiet", "--log", log)
@@ -167,8 +180,8 @@ def test_a_crash_is_explained_in_the_guests_words(domain: Path) -> None:
     assert "eax 12345678" in report
     assert "<crash_here>: 0f 0b   ud2" in report
     assert "<crash>" in report, "the stack word is named"
-    assert "console_io(cmd=0x0, count=0x6, buffer=0x" in report
-    assert report.endswith("last 1 lines of the console:\n  hello\n")
+    assert "console_io(cmd=CONSOLEIO_write, count=0x6, buffer=0x" in report
+    assert report.endswith("end of the console:\n  hello\n")
 
 
 def test_verbose_says_why_a_hypercall_was_refused_and_who_made_it(domain: Path) -> None:

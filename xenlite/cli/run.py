@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -25,7 +26,7 @@ def load(path: Path, overrides: list[str]) -> DomainConfig:
 
     config = load(path, overrides)
     if config.kernel.suffix in ASSEMBLY_SUFFIXES:
-        from xenlite.devkit.assembler import build_kernel
+        from xenlite.devkit.kernel_cache import build_kernel
 
         return replace(config, kernel=build_kernel(config.kernel))
     return config
@@ -45,14 +46,20 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as cleanup:
         log = None
         if options.log is not None:
-            log = LogFile(options.log)
+            log = LogFile(options.log, _say)
             cleanup.callback(log.close)
+
+        def output_broke(error: OSError) -> None:
+            if error.errno != errno.EPIPE:
+                _say(f"standard output: {error.strerror}")
+            host.leave(128 + signal.SIGPIPE if error.errno == errno.EPIPE else 1)
+
         clock = HostClock()
         hypervisor = Hypervisor(options.host_memory or DEFAULT_SIZE_BYTES, clock)
         output = Output(
             sys.stdout.fileno(),
             gives_up=lambda: host.has_to_end(),
-            broken=lambda: host.leave(128 + signal.SIGPIPE),
+            broken=output_broke,
         )
 
         def console(_domid: int, data: bytes) -> None:

@@ -37,7 +37,7 @@ class Output:
     """One output of ours that may be slow or closed: gives up when told, and never half-hangs."""
 
     def __init__(
-        self, fd: int, *, gives_up: Callable[[], bool], broken: Callable[[], None]
+        self, fd: int, *, gives_up: Callable[[], bool], broken: Callable[[OSError], None]
     ) -> None:
         self._fd = fd
         self._gives_up = gives_up
@@ -60,9 +60,9 @@ class Output:
                 left = left[os.write(self._fd, left[:WRITE_BYTES]) :]
             except BlockingIOError:
                 continue
-            except OSError:
+            except OSError as error:
                 self._is_closed = True
-                self._broken()
+                self._broken(error)
 
 
 class Terminal:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from xenlite.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 TAIL_BYTES: Final = 16 << 10
@@ -36,32 +37,42 @@ class ConsoleTail:
 
 
 class LogFile:
-    """A log on disk; at FILE_BYTES it moves to ``<name>.1`` and a new one begins."""
+    """A log on disk; at FILE_BYTES it moves to ``<name>.1`` and a new one begins.
 
-    def __init__(self, path: Path) -> None:
+    A disk that is full ends the log, not the domain: ``failed`` is told once.
+    """
+
+    def __init__(self, path: Path, failed: Callable[[str], None]) -> None:
         self._path = path
+        self._failed = failed
         self._size = 0
-        self._file = self._open()
-
-    def _open(self) -> BinaryIO:
+        self._file: BinaryIO | None
         try:
-            return self._path.open("wb", buffering=0)
+            self._file = path.open("wb", buffering=0)
         except OSError as error:
-            raise ConfigError(Fault(str(self._path), f"{error.strerror} (--log)")) from None
+            raise ConfigError(Fault(str(path), f"{error.strerror} (--log)")) from None
 
     def write(self, data: bytes) -> None:
         """Append output, at once: nothing is lost if the process is killed."""
-        if self._size + len(data) > FILE_BYTES:
-            self._file.close()
-            self._path.replace(self._path.with_name(self._path.name + ".1"))
-            self._file = self._open()
-            self._size = 0
-        self._file.write(data)
+        if self._file is None:
+            return
+        try:
+            if self._size + len(data) > FILE_BYTES:
+                self._file.close()
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                self._file = self._path.open("wb", buffering=0)
+                self._size = 0
+            self._file.write(data)
+        except OSError as error:
+            self.close()
+            self._failed(f"{self._path}: {error.strerror}: the log ends here")
         self._size += len(data)
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; what is written from now on is dropped."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def _readable(line: str) -> str:

@@ -5,7 +5,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import ERRNO_NAMES, HYPERCALL_ARGS, HYPERCALL_NAMES
+from xenlite.abi.x86_32p import (
+    CALLBACKOP_NAMES,
+    CONSOLEIO_NAMES,
+    ERRNO_NAMES,
+    EVTCHNOP_NAMES,
+    GNTTABOP_NAMES,
+    HYPERCALL_ARGS,
+    HYPERCALL_NAMES,
+    PHYSDEVOP_NAMES,
+    SCHEDOP_NAMES,
+    VCPUOP_NAMES,
+    VMASST_CMD_NAMES,
+    VMASST_TYPE_NAMES,
+    XENMEM_NAMES,
+    XENVER_NAMES,
+    HYPERVISOR_iret,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -13,6 +29,20 @@ if TYPE_CHECKING:
     from xenlite.doors import Control, CrashRecord, HypercallRecord, Refusal
     from xenlite.toolstack.symbols import Symbols
 
+COMMANDS: Final = {
+    ("sched_op", "cmd"): SCHEDOP_NAMES,
+    ("sched_op_compat", "cmd"): SCHEDOP_NAMES,
+    ("event_channel_op", "cmd"): EVTCHNOP_NAMES,
+    ("memory_op", "cmd"): XENMEM_NAMES,
+    ("xen_version", "cmd"): XENVER_NAMES,
+    ("console_io", "cmd"): CONSOLEIO_NAMES,
+    ("grant_table_op", "cmd"): GNTTABOP_NAMES,
+    ("callback_op", "cmd"): CALLBACKOP_NAMES,
+    ("vcpu_op", "cmd"): VCPUOP_NAMES,
+    ("physdev_op", "cmd"): PHYSDEVOP_NAMES,
+    ("vm_assist", "cmd"): VMASST_CMD_NAMES,
+    ("vm_assist", "type"): VMASST_TYPE_NAMES,
+}
 STACK_WORDS: Final = 32
 CODE_BYTES: Final = 15  # the longest instruction
 REGISTER_ROWS: Final = (
@@ -38,9 +68,9 @@ def crash_report(
     lines += _registers(record.registers)
     lines += _code(control, record, symbols)
     lines += _stack(control, record, symbols)
-    lines.append(f"last {len(record.hypercalls)} hypercalls, the newest last:")
+    lines.append(f"hypercalls, the newest last ({len(record.hypercalls)} remembered):")
     lines += [f"  {_hypercall(one)}" for one in record.hypercalls]
-    lines.append(f"last {len(console_tail)} lines of the console:")
+    lines.append("end of the console:")
     lines += [f"  {line}" for line in console_tail]
     return "\n".join(lines)
 
@@ -103,12 +133,14 @@ def _stack(control: Control, record: CrashRecord, symbols: Symbols) -> Iterator[
 
 
 def _hypercall(record: HypercallRecord) -> str:
-    result = "not finished" if record.result is None else _result(record.result)
-    return f"{_call(record.number, record.arguments)} = {result}"
+    call = _call(record.number, record.arguments)
+    if record.number == HYPERVISOR_iret:
+        return call  # goes elsewhere and has no result
+    return f"{call} = {'not finished' if record.result is None else _result(record.result)}"
 
 
 def _call(number: int, registers: Sequence[int]) -> str:
-    """Write a hypercall as C would: its name and named arguments, 64-bit ones joined."""
+    """Write a hypercall as C would: arguments by name, 64-bit ones joined, commands in words."""
     name = HYPERCALL_NAMES.get(number)
     if name is None:
         return f"hypercall {number}({', '.join(map(hex, registers))})"
@@ -118,7 +150,8 @@ def _call(number: int, registers: Sequence[int]) -> str:
         value = next(words, 0)
         if kind == "uint64":
             value |= next(words, 0) << 32
-        arguments.append(f"{argument}={value:#x}")
+        names = COMMANDS.get((name, argument), {})
+        arguments.append(f"{argument}={names.get(value, hex(value))}")
     return f"{name}({', '.join(arguments)})"
 
 

@@ -18,8 +18,8 @@ _SHT_SYMTAB: Final = 2
 _SHF_EXECINSTR: Final = 4
 _SHN_UNDEF: Final = 0
 _SHN_ABS: Final = 0xFFF1
-_STT_NOTYPE: Final = 0
-_STT_FUNC: Final = 2
+# No type, object (the hypercall page is one), function.
+_LABELS: Final = frozenset({0, 1, 2})
 
 
 class Symbols:
@@ -61,7 +61,10 @@ def read_symbols(image: bytes) -> Symbols:
         whole = len(section.contents) // _SYMBOL.size * _SYMBOL.size
         symbols = section.contents[: min(whole, MAX_SYMBOLS * _SYMBOL.size)]
         for name, value, _, info, _, index in _SYMBOL.iter_unpack(symbols):
-            if info & 15 not in (_STT_NOTYPE, _STT_FUNC) or index in (_SHN_UNDEF, _SHN_ABS):
+            if info & 15 not in _LABELS or index in (
+                _SHN_UNDEF,
+                _SHN_ABS,
+            ):
                 continue
             text = bytes(names[name : name + 256]).split(b"\0", 1)[0]
             # Of several names for one place, the first in the file: that is the linker's order.
