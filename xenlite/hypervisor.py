@@ -18,11 +18,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import DOMID_FIRST_RESERVED, SHUTDOWN_crash
+from xenlite.abi.x86_32p import (
+    DOMID_FIRST_RESERVED,
+    RUNSTATE_blocked,
+    RUNSTATE_offline,
+    RUNSTATE_runnable,
+    RUNSTATE_running,
+    SHUTDOWN_crash,
+)
 from xenlite.control import ControlDoor
 from xenlite.core.assembly import assemble, take_apart
 from xenlite.core.hole import M2pWindow
 from xenlite.core.paging import WORK_BUDGET
+from xenlite.core.scheduler import SLICE_NS, Scheduler
+from xenlite.core.timekeeping import publish_runstate, publish_time, publish_wall_clock
 from xenlite.core.vcpu import VcpuState
 from xenlite.doors import CrashRecord, HypercallRecord, Refusal
 from xenlite.errors import DomainCrash, Refused
@@ -36,14 +45,20 @@ from xenlite.machine.machine import Machine
 from xenlite.machine.memory import DEFAULT_SIZE_BYTES, MachineMemory
 from xenlite.machine.processor import NullEngine
 from xenlite.machine.trap import EIP, ESP
+from xenlite.machine.tsc import time_source
 from xenlite.registers import read_registers
 from xenlite.traps import TrapParts, make_route
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
+    from xenlite.core.vcpu import Vcpu
     from xenlite.machine.clock import Clock
 
-SLICE_NS: Final = 2_000_000
+_RUNSTATES: Final = {
+    VcpuState.RUNNABLE: RUNSTATE_runnable,
+    VcpuState.BLOCKED: RUNSTATE_blocked,
+    VcpuState.DOWN: RUNSTATE_offline,
+}
 _FIRST_SLICE_BLOCKS: Final = 100_000
 _MIN_SLICE_BLOCKS: Final = 1_000
 _MAX_SLICE_BLOCKS: Final = 10_000_000
@@ -60,20 +75,28 @@ class _Guest:
         self.parts = parts
         self.slice_blocks = _FIRST_SLICE_BLOCKS
 
-    def is_runnable(self) -> bool:
-        """Tell whether the loop may enter this domain now."""
-        domain = self.domain
-        return (
-            not domain.paused
-            and domain.shutdown_reason is None
-            and domain.current.state is VcpuState.RUNNABLE
-        )
-
-    def calibrate(self, spent_ns: int) -> None:
+    def calibrate(self, blocks: int, spent_ns: int) -> None:
         """Bring the next full slice closer to its length on this host."""
-        wanted = self.slice_blocks * SLICE_NS // max(spent_ns, 1)
+        wanted = blocks * SLICE_NS // max(spent_ns, 1)
         blended = (3 * self.slice_blocks + wanted) // 4
         self.slice_blocks = max(_MIN_SLICE_BLOCKS, min(_MAX_SLICE_BLOCKS, blended))
+
+    def make_current(self, vcpu: Vcpu) -> None:
+        """Give the engine to ``vcpu``, outside a run."""
+        domain, cpu = self.domain, self.cpu
+        old = domain.current
+        if old is vcpu:
+            return
+        if old.context is None:
+            old.context = cpu.new_context()
+        cpu.save_context(old.context)
+        if vcpu.context is None:
+            vcpu.context = cpu.new_context()
+        domain.current = vcpu
+        domain.paging.forget_walks()
+        cpu.restore_context(vcpu.context)
+        cpu.watch_upcalls(vcpu.info_maddr)
+        domain.tlb.flush()
 
 
 class Hypervisor:
@@ -96,7 +119,8 @@ class Hypervisor:
         self._last_domid = 0
         self._m2p = M2pWindow(self.machine)
         self._guests: dict[int, _Guest] = {}
-        self._turns: deque[int] = deque()
+        self._scheduler = Scheduler()
+        self._time = time_source(self.machine.clock)
         self._work: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._running: Cpu | None = None
@@ -179,13 +203,14 @@ class Hypervisor:
         domain.console_write = lambda text: self.console_output(domid, text)
         parts = route.bind(domain, table.build(domain, note))
         self._guests[domid] = _Guest(domain, cpu, parts)
-        self._turns.append(domid)
+        self._scheduler.add(domid)
+        publish_wall_clock(domain)
         return domain
 
     def remove_domain(self, domain: Domain) -> None:
         """Take a domain apart and free its engine."""
         guest = self._guests.pop(domain.domid)
-        self._turns.remove(domain.domid)
+        self._scheduler.remove(domain.domid)
         self.crashes.pop(domain.domid, None)
         guest.parts.page_writes.release()
         take_apart(domain)
@@ -198,34 +223,40 @@ class Hypervisor:
 
         ``deadline_ns`` is on the machine's monotonic clock.
         """
-        clock = self.machine.clock
+        clock, timers = self.machine.clock, self.machine.timers
         while True:
             self._wake.clear()
             self._run_deferred()
+            now_ns = clock.monotonic_ns()
+            timers.fire_due(now_ns)
             if until():
                 return True
-            left_ns = None if deadline_ns is None else deadline_ns - clock.monotonic_ns()
-            if left_ns is not None and left_ns <= 0:
+            if deadline_ns is not None and now_ns >= deadline_ns:
                 return False
-            guest = self._next_guest()
-            if guest is not None:
-                self._run_slice(guest)
+            vcpu = self._scheduler.pick([guest.domain for guest in self._guests.values()], now_ns)
+            if vcpu is not None:
+                self._run_slice(self._guests[vcpu.domain.domid], vcpu)
             elif not self._work:
-                self._wake.wait(None if left_ns is None else left_ns / 1e9)
+                self._sleep(now_ns, deadline_ns)
+
+    def _sleep(self, now_ns: int, deadline_ns: int | None) -> None:
+        """Wait for a kick, a timer, a parked domain or the deadline, whichever comes first."""
+        ends = (
+            deadline_ns,
+            self.machine.timers.next_deadline_ns(),
+            self._scheduler.next_unpark_ns(now_ns),
+        )
+        first_ns = min((end for end in ends if end is not None), default=None)
+        if first_ns is None:
+            self._wake.wait()
+        elif first_ns > now_ns:
+            self._wake.wait(min((first_ns - now_ns) / 1e9, threading.TIMEOUT_MAX))
 
     def _run_deferred(self) -> None:
         for _ in range(len(self._work)):
             self._work.popleft()()
 
-    def _next_guest(self) -> _Guest | None:
-        for _ in range(len(self._turns)):
-            guest = self._guests[self._turns[0]]
-            self._turns.rotate(-1)
-            if guest.is_runnable():
-                return guest
-        return None
-
-    def _run_slice(self, guest: _Guest) -> None:
+    def _run_slice(self, guest: _Guest, vcpu: Vcpu) -> None:
         domain, cpu = guest.domain, guest.cpu
         paging = domain.paging
         if paging.deferred:
@@ -233,14 +264,19 @@ class Hypervisor:
             if not paging.drain():
                 return
         clock = self.machine.clock
+        started_ns = clock.monotonic_ns()
         try:
-            if 0 < self.machine.memory.m16[domain.current.upcall_index] < 0x100:
+            guest.make_current(vcpu)
+            vcpu.runstate.enter(RUNSTATE_running, started_ns)
+            publish_time(vcpu, self._time)
+            publish_runstate(vcpu)
+            if 0 < self.machine.memory.m16[vcpu.info_maddr >> 1] < 0x100:
                 guest.parts.bounce.upcall()
+            blocks = self._blocks_until_due(guest, started_ns)
             self._running = cpu
-            started = clock.monotonic_ns()
-            cpu.enter(guest.slice_blocks)
+            cpu.enter(blocks)
             if not cpu.blocks_left:
-                guest.calibrate(clock.monotonic_ns() - started)
+                guest.calibrate(blocks, clock.monotonic_ns() - started_ns)
             if domain.shutdown_reason == SHUTDOWN_crash:
                 raise DomainCrash("sched.guest-crashed", "the guest says so itself")
         except DomainCrash as crash:
@@ -249,6 +285,16 @@ class Hypervisor:
             self._running = None
             if guest.parts.page_writes.is_stepping:
                 guest.parts.page_writes.abort()
+            now_ns = clock.monotonic_ns()
+            self._scheduler.charge(domain.domid, now_ns - started_ns, now_ns)
+            vcpu.runstate.enter(_RUNSTATES[vcpu.state], now_ns)
+
+    def _blocks_until_due(self, guest: _Guest, now_ns: int) -> int:
+        """Return a slice's blocks, or fewer where a timer is due before its end."""
+        due_ns = self.machine.timers.next_deadline_ns()
+        if due_ns is None or due_ns - now_ns >= SLICE_NS:
+            return guest.slice_blocks
+        return max(_MIN_SLICE_BLOCKS, guest.slice_blocks * max(due_ns - now_ns, 0) // SLICE_NS)
 
     def _crash(self, domain: Domain, crash: DomainCrash) -> None:
         domain.shutdown_reason = SHUTDOWN_crash

@@ -65,6 +65,8 @@ def take_apart(domain: Domain) -> None:
     A frame that a live peer still maps by a grant stays until the peer unmaps it.
     """
     domain.dying = True
+    for vcpu in domain.vcpus:
+        vcpu.timers.stop_all()
     frames = domain.machine.frames
     domain.events.close_all()
     domain.descriptors.release()

@@ -42,7 +42,6 @@ from xenlite.abi.x86_32p import (
     EVTCHNSTAT_interdomain,
     EVTCHNSTAT_unbound,
 )
-from xenlite.core.vcpu import VcpuState
 from xenlite.errors import Refused
 from xenlite.machine.memory import PAGE_SHIFT
 
@@ -208,8 +207,7 @@ class EventChannels:
             return
         self._m32[at] = selected | bit
         self._m8[vcpu.info_maddr + VCPU_INFO_EVTCHN_UPCALL_PENDING] = 1
-        if vcpu.state is VcpuState.BLOCKED:
-            vcpu.state = VcpuState.RUNNABLE
+        vcpu.wake()
 
     # -- common -------------------------------------------------------------------------------
 

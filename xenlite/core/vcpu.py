@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One virtual CPU: what the guest registered, and what it is doing.
 
-The CPU's own registers live in the domain's engine.
+The CPU's own registers live in the domain's engine while the vCPU is current there, and in
+``context`` otherwise.
 """
 
 from __future__ import annotations
@@ -9,7 +10,13 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from xenlite.abi.x86_32p import VCPU_INFO_EVTCHN_UPCALL_MASK
+from xenlite.abi.x86_32p import (
+    VCPU_INFO_EVTCHN_UPCALL_MASK,
+    RUNSTATE_offline,
+    RUNSTATE_runnable,
+    VcpuRunstateInfo,
+)
+from xenlite.core.timers import VcpuTimers
 
 if TYPE_CHECKING:
     from xenlite.core.descriptors import Segments
@@ -46,10 +53,38 @@ class Callback(NamedTuple):
     masks_events: bool = False
 
 
+class Runstate:
+    """How a vCPU has spent its time, in nanoseconds (public/vcpu.h, vcpu_runstate_info).
+
+    ``area`` is where the guest wants to find it, by virtual address; 0 for nowhere.
+    """
+
+    __slots__ = ("area", "since_ns", "state", "times_ns")
+
+    def __init__(self, now_ns: int) -> None:
+        self.state = RUNSTATE_offline
+        self.since_ns = now_ns
+        self.times_ns = [0, 0, 0, 0]
+        self.area = 0
+
+    def enter(self, state: int, now_ns: int) -> None:
+        """Go on in another state from now."""
+        self.times_ns[self.state] += now_ns - self.since_ns
+        self.state = state
+        self.since_ns = now_ns
+
+    def pack(self, now_ns: int) -> bytes:
+        """Return the structure as it is now, the time in the current state included."""
+        times = list(self.times_ns)
+        times[self.state] += now_ns - self.since_ns
+        return VcpuRunstateInfo(self.state, self.since_ns, tuple(times)).pack()
+
+
 class Vcpu:
     """State of one vCPU; created DOWN."""
 
     __slots__ = (
+        "context",
         "cr3_mfn",
         "ctrl_cr4",
         "debug_registers",
@@ -59,9 +94,11 @@ class Vcpu:
         "failsafe_callback",
         "gdt_entries",
         "gdt_frames",
+        "has_yielded",
         "id",
         "info_maddr",
         "iopl",
+        "is_initialised",
         "kernel_sp",
         "kernel_ss",
         "ldt_base",
@@ -69,17 +106,26 @@ class Vcpu:
         "ldt_frames",
         "mask_at",
         "outer_selectors",
+        "runstate",
         "segments",
         "selectors_stale",
         "state",
+        "timers",
         "traps",
         "upcall_index",
+        "was_woken",
     )
 
     def __init__(self, domain: Domain, vcpu_id: int, info_maddr: int) -> None:
         self.domain = domain
         self.id = vcpu_id
         self.state = VcpuState.DOWN
+        self.context: bytearray | None = None  # the CPU's state while another vCPU is current
+        self.is_initialised = False
+        self.timers = VcpuTimers(self)
+        self.was_woken = False  # since it last ran: the scheduler lets it go first
+        self.has_yielded = False  # since it last ran: everybody else goes first
+        self.runstate = Runstate(domain.machine.clock.monotonic_ns())
         self.info_maddr = info_maddr
         # evtchn_upcall_pending and _mask are neighbouring bytes: one 16-bit read sees both.
         self.upcall_index = info_maddr >> 1
@@ -106,3 +152,14 @@ class Vcpu:
         # The virtual IOPL as it stands in EFLAGS; 0 without vm_assist architectural_iopl.
         self.iopl = 0
         self.debug_registers = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
+
+    def wake(self) -> None:
+        """Make a blocked vCPU runnable; nothing otherwise."""
+        if self.state is VcpuState.BLOCKED:
+            self.state = VcpuState.RUNNABLE
+            self.was_woken = True
+            self.runstate.enter(RUNSTATE_runnable, self.domain.machine.clock.monotonic_ns())
+
+    def block(self) -> None:
+        """Sleep until ``wake``."""
+        self.state = VcpuState.BLOCKED

@@ -17,7 +17,6 @@ from xenlite.abi.x86_32p import (
     SCHEDOP_yield,
     SchedShutdown,
 )
-from xenlite.core.vcpu import VcpuState
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler
 
@@ -62,7 +61,9 @@ class SchedCalls:
     def _wait(self, command: int) -> None:
         if command == SCHEDOP_block:
             self._block()
-        elif command != SCHEDOP_yield:
+        elif command == SCHEDOP_yield:
+            self._domain.current.has_yielded = True
+        else:
             raise Refused(ENOSYS, "sched.command", command)
         self._domain.engine.stop()
 
@@ -72,7 +73,7 @@ class SchedCalls:
         mask_at = vcpu.info_maddr + VCPU_INFO_EVTCHN_UPCALL_MASK
         self._memory.write(mask_at, b"\0")
         if not self._memory.m8[vcpu.info_maddr + VCPU_INFO_EVTCHN_UPCALL_PENDING]:
-            vcpu.state = VcpuState.BLOCKED
+            vcpu.block()
 
     def _shut_down(self, reason: int) -> None:
         if self._domain.shutdown_reason is None:

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One computer: its memory, the frame table over it, and its clock."""
+"""One computer: its memory, the frame table over it, its clock and its timers."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from xenlite.machine.timers import TimerQueue
 
 if TYPE_CHECKING:
     from xenlite.machine.clock import Clock
@@ -19,3 +21,4 @@ class Machine:
     memory: MachineMemory
     frames: FrameTable
     clock: Clock
+    timers: TimerQueue = field(default_factory=TimerQueue)

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The timers of one vCPU: one for a single moment, one that comes again and again.
+
+Both raise VIRQ_TIMER. Deadlines are nanoseconds of system time, which is the machine's monotonic
+clock. Source: public/vcpu.h.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenlite.abi.x86_32p import VIRQ_TIMER
+from xenlite.machine.timers import Timer
+
+if TYPE_CHECKING:
+    from xenlite.core.vcpu import Vcpu
+
+SHORTEST_PERIOD_NS: Final = 1_000_000
+
+
+class VcpuTimers:
+    """What a vCPU has set; a vCPU that is down keeps its timers, as in Xen."""
+
+    __slots__ = ("_period_ns", "_periodic", "_poll", "_single", "_vcpu")
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+        self._single = Timer(self._raise)
+        self._periodic = Timer(self._next_period)
+        self._poll = Timer(self._end_poll)
+        self._period_ns = 0
+
+    def set_single(self, deadline_ns: int) -> None:
+        """Raise VIRQ_TIMER once, at ``deadline_ns``; soon where that is past."""
+        self._vcpu.domain.machine.timers.arm(self._single, deadline_ns)
+
+    def stop_single(self) -> None:
+        """Forget the single deadline."""
+        self._vcpu.domain.machine.timers.disarm(self._single)
+
+    def set_periodic(self, period_ns: int) -> None:
+        """Raise VIRQ_TIMER every ``period_ns``, from one period from now on."""
+        machine = self._vcpu.domain.machine
+        self._period_ns = period_ns
+        machine.timers.arm(self._periodic, machine.clock.monotonic_ns() + period_ns)
+
+    def stop_periodic(self) -> None:
+        """End the period."""
+        self._vcpu.domain.machine.timers.disarm(self._periodic)
+
+    def wake_at(self, deadline_ns: int) -> None:
+        """End a poll at ``deadline_ns``, whatever else."""
+        self._vcpu.domain.machine.timers.arm(self._poll, deadline_ns)
+
+    def stop_all(self) -> None:
+        """Forget everything: the domain is going."""
+        for timer in (self._single, self._periodic, self._poll):
+            self._vcpu.domain.machine.timers.disarm(timer)
+
+    def _raise(self) -> None:
+        self._vcpu.domain.events.raise_virq(self._vcpu.id, VIRQ_TIMER)
+
+    def _next_period(self) -> None:
+        """Raise, and skip the periods that were missed: they are one late tick, not a storm."""
+        machine = self._vcpu.domain.machine
+        now_ns = machine.clock.monotonic_ns()
+        machine.timers.arm(self._periodic, now_ns + self._period_ns)
+        self._raise()
+
+    def _end_poll(self) -> None:
+        self._vcpu.domain.events.end_poll(self._vcpu.id)
