@@ -16,8 +16,9 @@ from xenlite.abi.x86_32p import (
     HYPERVISOR_mmu_update,
 )
 from xenlite.devkit import keystone_child
-from xenlite.devkit.assembler import assemble, assemble_fragment, build_kernel
+from xenlite.devkit.assembler import assemble, assemble_fragment
 from xenlite.devkit.assembly_source import AssemblyError
+from xenlite.devkit.kernel_cache import build_kernel
 from xenlite.errors import ConfigError
 
 KERNEL = """
