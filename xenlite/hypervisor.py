@@ -234,6 +234,7 @@ class Hypervisor:
                 return
         clock = self.machine.clock
         try:
+            guest.parts.bounce.reload_selectors()
             if 0 < self.machine.memory.m16[domain.current.upcall_index] < 0x100:
                 guest.parts.bounce.upcall()
             self._running = cpu
