@@ -101,6 +101,9 @@ def test_constants_are_computed_before_keystone_sees_them(text: str, expected: s
     [
         ("a: push a", "6800100000"),
         ("push 256", "6800010000"),
+        ("push 0xffff", "68ffff0000"),
+        ("push 0xff80", "6880ff0000"),
+        ("push -1", "6aff"),
         ("a: push a + 4", "6804100000"),
         ("iret", "cf"),
         ("pushf\npopf", "9c9d"),
