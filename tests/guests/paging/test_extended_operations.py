@@ -28,7 +28,7 @@ BITMAPS = """
         ("MMUEXT_INVLPG_MULTI, SOME, offset bitmap", True),
     ],
 )
-def test_a_flush_is_seen(operation: str, neighbour_stays: bool) -> None:  # noqa: FBT001
+def test_a_flush_is_seen(operation: str, neighbour_stays: bool) -> None:
     """Two stale rights: the one that the operation names goes, the other with a full flush."""
     notes = notes_of(
         f"""
