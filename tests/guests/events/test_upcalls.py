@@ -160,8 +160,10 @@ def test_a_blocked_vcpu_sleeps_until_its_event_comes() -> None:
         FINISH 1
     """
     with made(kernel(text)) as guest:
-        state = guest.control.info
-        blocked = lambda: state(guest.domid).state is RunState.BLOCKED  # noqa: E731
+
+        def blocked() -> bool:
+            return guest.control.info(guest.domid).state is RunState.BLOCKED
+
         assert guest.run(5, blocked)
         assert not guest.run(0.05, lambda: not blocked()), "nothing else wakes it"
         guest.domain.events.send(3)
