@@ -76,7 +76,9 @@ def test_endless_text_stops_where_the_memory_does() -> None:
         ("sched_op", "offset big_reason", 0xFE),
     ],
 )
-def test_shutdown_tells_its_reason_as_a_byte(call: str, argument: str, expected: int) -> None:
+def test_shutdown_tells_its_reason_as_a_byte(
+    call: str, argument: str, expected: int | None
+) -> None:
     source = f"""
         mov ebx, SCHEDOP_shutdown
         mov ecx, {argument}
