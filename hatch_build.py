@@ -27,7 +27,8 @@ class GuestosHook(BuildHookInterface[Any]):
             return
         root = Path(self.root)
         sys.path.insert(0, str(root))  # nothing of xenlite is installed where a wheel is built
-        from xenlite.devkit.assembler import assemble, kernel_name
+        from xenlite.devkit.assembler import assemble
+        from xenlite.devkit.kernel_cache import kernel_name
 
         source = root / "guestos/main.s"
         kernel = self._directory / kernel_name(source)

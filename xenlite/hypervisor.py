@@ -270,6 +270,7 @@ class Hypervisor:
             vcpu.runstate.enter(RUNSTATE_running, started_ns)
             publish_time(vcpu, self._time)
             publish_runstate(vcpu)
+            guest.parts.bounce.reload_selectors()
             if 0 < self.machine.memory.m16[vcpu.info_maddr >> 1] < 0x100:
                 guest.parts.bounce.upcall()
             blocks = self._blocks_until_due(guest, started_ns)

@@ -15,7 +15,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from xenlite.devkit.assembler import build_kernel
+from xenlite.devkit.kernel_cache import build_kernel
 
 ROOT = Path(__file__).parents[2]
 XENLITE = [sys.executable, "-m", "xenlite.cli.main"]

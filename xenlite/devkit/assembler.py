@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Assemble guest kernels and fragments of them: Intel syntax, Keystone inside.
 
-`build_kernel` gives the ELF file of a source and keeps it: as long as no source changed it reads
-and hashes a few files, and neither Keystone nor a process is touched. `assemble` gives
-the same image as a value, `assemble_fragment` a few instructions at an address. What a
-source may say stands in assembly_source.py; every fault is an `AssemblyError` with file and line.
+`assemble` gives a kernel as a value, `assemble_fragment` a few instructions at an address; for the
+ELF file of a kernel, kept as long as no source changes, see kernel_cache.py. What a source may say
+stands in assembly_source.py; every fault is an `AssemblyError` with file and line.
 
 A unit goes to Keystone whole, all sections in one address space, so that it resolves labels and
 chooses jump forms. It gives no symbols back: a table of `.long label` at the end of the unit does.
@@ -14,8 +13,6 @@ is assembled until the padding fits (twice, as a rule).
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,21 +22,26 @@ from pathlib import Path
 from struct import iter_unpack
 from typing import Any
 
+from xenlite.abi import x86_32p
+from xenlite.devkit import elf_writer, keystone_child
+from xenlite.devkit.assembly_expression import LABEL
+from xenlite.devkit.assembly_source import AssemblyError, Line, Place, Section, Source
+from xenlite.devkit.kernel_cache import build_kernel, include_directories
 from xenlite.errors import Fault
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:  # the fast path of build_kernel loads none of these
-    from xenlite.devkit.assembly_source import AssemblyError, Line, Section, Source
+__all__ = [
+    "AssembledKernel",
+    "AssembledSection",
+    "AssembledSymbol",
+    "Fragment",
+    "assemble",
+    "assemble_fragment",
+    "build_kernel",
+]
 
 PAGE_SIZE = 4096
 ENTRY_SYMBOL = "_start"
 _MAX_PASSES = 8
-_DRIVER = (
-    "assembler.py", "assembler_worker.py", "assembly_expression.py", "assembly_operands.py",
-    "assembly_source.py", "elf_writer.py", "keystone_child.py",
-)  # fmt: skip
-_INCLUDE = re.compile(rb'^[^#"\n]*\.include\s+"([^"\n]+)"', re.MULTILINE)
-_PACKAGE = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,6 @@ class AssembledKernel:
 
     def elf(self) -> bytes:
         """Return the ELF file."""
-        from xenlite.devkit import elf_writer
-
         return elf_writer.write(self)
 
 
@@ -98,18 +98,10 @@ class Fragment:
     origin: int
 
 
-def include_directories() -> tuple[Path, ...]:
-    """Return where the generated `xen_abi.inc` lies, in a checkout or in the installed package."""
-    candidates = (_PACKAGE.parent / "guestos/include", _PACKAGE / "share/guestos/include")
-    return tuple(path for path in candidates if path.is_dir())
-
-
 def assemble(
     source: Path, *, include_dirs: Sequence[Path] = (), defines: Mapping[str, int] | None = None
 ) -> AssembledKernel:
     """Assemble a kernel; `defines` are constants as if by `.equ`. Raise `AssemblyError`."""
-    from xenlite.devkit.assembly_source import Source
-
     program = Source((*include_dirs, *include_directories()), defines or {})
     program.read_file(source)
     base = _virt_base(program)
@@ -120,33 +112,6 @@ def assemble(
     return AssembledKernel(
         base, entry, image.sections, _symbols(program, image), _notes(program, image)
     )
-
-
-def kernel_name(source: Path) -> str:
-    """Return the file name that holds what `source` assembles to, now. Raise `AssemblyError`."""
-    return f"{source.stem}-{_content_hash(source)}.elf"
-
-
-def build_kernel(source: Path) -> Path:
-    """Return the ELF file of `source`, assembled now or kept from before. Raise `AssemblyError`.
-
-    It lies beside the source, as in the wheel, or under `$XDG_CACHE_HOME/xenlite/kernels`
-    (`~/.cache` without it), named by a hash of all that went into it.
-    """
-    name = kernel_name(source)
-    shipped = source.with_name(name)
-    if shipped.is_file():
-        return shipped
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xenlite/kernels"
-    path = cache / name
-    if path.is_file():
-        return path
-    data = assemble(source).elf()
-    cache.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(f".{os.getpid()}.tmp")
-    draft.write_bytes(data)
-    draft.replace(path)  # another process that does the same writes the same bytes
-    return path
 
 
 def assemble_fragment(
@@ -162,7 +127,6 @@ def assemble_fragment(
 
 @lru_cache(maxsize=1024)
 def _fragment(text: str, origin: int, defines: tuple[tuple[str, int], ...]) -> Fragment:
-    from xenlite.devkit.assembly_source import Source
 
     program = Source(include_directories(), {**_abi_constants(), **dict(defines)})
     program.read_text(text, "fragment")
@@ -172,38 +136,7 @@ def _fragment(text: str, origin: int, defines: tuple[tuple[str, int], ...]) -> F
 
 @lru_cache(maxsize=1)
 def _abi_constants() -> dict[str, int]:
-    from xenlite.abi import x86_32p
-
     return {name: value for name, value in vars(x86_32p).items() if type(value) is int}
-
-
-# The cache
-
-
-def _content_hash(source: Path) -> str:
-    digest = hashlib.sha256()
-    for name in _DRIVER:
-        digest.update(Path(__file__).with_name(name).read_bytes())
-    directories = include_directories()
-    seen: set[Path] = set()
-    todo = [source]
-    while todo:
-        path = todo.pop()
-        if path in seen:
-            continue
-        seen.add(path)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise _error(str(path), error.strerror or "cannot be read") from None
-        digest.update(b"%d:%s" % (len(data), data))
-        for name in _INCLUDE.findall(data):
-            todo += [
-                found
-                for directory in (path.parent, *directories)
-                if (found := directory / os.fsdecode(name)).is_file()
-            ][:1]
-    return digest.hexdigest()[:24]
 
 
 # A unit
@@ -270,9 +203,6 @@ def _unit_lines(
     pads: Sequence[int],
     names: Sequence[str],
 ) -> list[Line]:
-    from xenlite.devkit.assembly_expression import LABEL
-    from xenlite.devkit.assembly_source import Line, Place
-
     def own(text: str) -> Line:
         return Line(Place("(layout)", 0), text, 1)
 
@@ -286,8 +216,6 @@ def _unit_lines(
 
 
 def _encode(lines: Sequence[Line], origin: int) -> bytes:
-    from xenlite.devkit import keystone_child
-
     text = "\n".join(line.text for line in lines)
     answer = keystone_child.ask({"text": text, "origin": origin})
     expected = sum(line.statements for line in lines)
@@ -298,9 +226,6 @@ def _encode(lines: Sequence[Line], origin: int) -> bytes:
 
 def _culprits(lines: Sequence[Line], answer: dict[str, Any] | None) -> AssemblyError:
     """Find the lines that Keystone cannot encode, each tried alone."""
-    from xenlite.devkit import keystone_child
-    from xenlite.devkit.assembly_source import AssemblyError
-
     symbols = sorted(
         {line.text[:-1] for line in lines if line.text.endswith(":")}
         | {line.text.split()[1][:-1] for line in lines if line.text.startswith(".equ ")}
@@ -310,9 +235,8 @@ def _culprits(lines: Sequence[Line], answer: dict[str, Any] | None) -> AssemblyE
     if found is None:
         index = keystone_child.last_index()
         stuck = candidates[index]
-        return AssemblyError(
-            Fault(str(stuck.place), f"Keystone does not come back from {stuck.text!r}")
-        )
+        what = f"Keystone does not come back from {_shown(stuck.text)}"
+        return AssemblyError(Fault(str(stuck.place), what))
     faults = [(candidates[index], error) for index, error in found["faults"]]
     if not faults and answer is not None:
         faults = [(line, "the label is too far away") for line in _too_far(lines)]
@@ -321,16 +245,14 @@ def _culprits(lines: Sequence[Line], answer: dict[str, Any] | None) -> AssemblyE
         raise AssertionError(f"Keystone refuses the whole, and no line alone: {reason}")
     return AssemblyError(
         *(
-            Fault(str(line.place), f"{_readable(error)}: {_shown(line.text)}")
-            for line, error in faults
+            Fault(str(line.place), f"{_readable(text)}: {_shown(line.text)}")
+            for line, text in faults
         )
     )
 
 
 def _too_far(lines: Sequence[Line]) -> list[Line]:
     """Find the short-only branches that do not reach: with all others gone the unit still fails."""
-    from xenlite.devkit import keystone_child
-
     branches = [line for line in lines if line.text.startswith(("jecxz", "jcxz", "loop"))]
     culprits = []
     for branch in branches:
@@ -342,7 +264,6 @@ def _too_far(lines: Sequence[Line]) -> list[Line]:
 
 
 def _shown(text: str) -> str:
-    from xenlite.devkit.assembly_expression import LABEL
 
     return repr(text.replace(LABEL, ""))
 
@@ -352,7 +273,6 @@ def _readable(error: str) -> str:
 
 
 def _error(where: str, what: str) -> AssemblyError:
-    from xenlite.devkit.assembly_source import AssemblyError
 
     return AssemblyError(Fault(where, what))
 
@@ -406,8 +326,6 @@ def _symbols(program: Source, image: _Image) -> tuple[AssembledSymbol, ...]:
 
 def _before_code(program: Source) -> set[str]:
     """Find the labels that an instruction follows, perhaps behind other labels."""
-    from xenlite.devkit.assembly_expression import LABEL
-
     found = set()
     for section in program.sections.values():
         code_follows = False

@@ -54,6 +54,7 @@ _SIZED = re.compile(r"(?i)(byte|word|dword|fword|qword|tbyte|oword|xmmword)\s+pt
 _MEMORY = re.compile(r"(?i)(?:(cs|ds|es|fs|gs|ss)\s*:\s*)?\[(.*)\]")
 _SEGMENT_OFFSET = re.compile(r"(?i)(cs|ds|es|fs|gs|ss)\s*:\s*(.+)")
 _STACK_REGISTER = re.compile(r"(?i)st\s*\(\s*[0-7]\s*\)")
+_MNEMONIC = re.compile(r"[a-z][a-z0-9]*")
 _BRANCH = re.compile(r"j[a-z]+|call|loop[a-z]*")
 _IMMEDIATE = range(-(1 << 31), 1 << 32)
 _NARROW = {"byte": range(-0x80, 0x100), "word": range(-0x8000, 0x10000)}
@@ -66,7 +67,7 @@ def instruction(text: str, evaluate: Evaluate, name: Name) -> list[str]:
     its own. Raise `ExpressionError`.
     """
     prefix, mnemonic, rest = _divide(text)
-    if not mnemonic.isalnum():
+    if not _MNEMONIC.fullmatch(mnemonic):
         raise ExpressionError(f"{text!r} is no instruction")  # some of these hang Keystone
     operands = [operand.strip() for operand in split(rest, ",")] if rest else []
     if any(not operand for operand in operands):
@@ -116,7 +117,7 @@ def _divide(text: str) -> tuple[str, str, str]:
 
 
 def _alone(mnemonic: str, operand: str, evaluate: Evaluate) -> list[str] | None:
-    """Encode what Keystone cannot: pushes of labels and flat segments, far jumps to labels."""
+    """Encode what Keystone cannot: some pushes, far jumps to labels."""
     opcode = _SEGMENT_STACK.get((mnemonic, operand.lower()))
     if opcode is not None:
         return [f".byte {opcode:#x}"]
@@ -129,7 +130,8 @@ def _alone(mnemonic: str, operand: str, evaluate: Evaluate) -> list[str] | None:
         return [f".byte {_FAR[mnemonic]:#x}", f".long {target}", f".word {selector.constant:#x}"]
     if mnemonic == "push" and not _is_memory(operand) and operand.lower() not in REGISTERS:
         value = evaluate(_immediate_text(operand))
-        if not value.is_constant:
+        # Keystone takes 0xff80 to 0xffff for a 16-bit number, and pushes its sign extended.
+        if not value.is_constant or value.constant in range(0xFF80, 0x10000):
             return [".byte 0x68", f".long {value.text()}"]
     return None
 

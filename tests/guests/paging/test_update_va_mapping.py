@@ -23,8 +23,9 @@ def write_after(flags: str) -> list[int]:
         CAUGHT
         ret
         .data
-        bitmap: .long 1
-        empty_bitmap: .long 0
+        .p2align 3
+        bitmap: .quad 1
+        empty_bitmap: .quad 0
         .text
     """)
 

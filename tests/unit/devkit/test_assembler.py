@@ -16,8 +16,9 @@ from xenlite.abi.x86_32p import (
     HYPERVISOR_mmu_update,
 )
 from xenlite.devkit import keystone_child
-from xenlite.devkit.assembler import assemble, assemble_fragment, build_kernel
+from xenlite.devkit.assembler import assemble, assemble_fragment
 from xenlite.devkit.assembly_source import AssemblyError
+from xenlite.devkit.kernel_cache import build_kernel
 from xenlite.errors import ConfigError
 
 KERNEL = """
@@ -100,6 +101,9 @@ def test_constants_are_computed_before_keystone_sees_them(text: str, expected: s
     [
         ("a: push a", "6800100000"),
         ("push 256", "6800010000"),
+        ("push 0xffff", "68ffff0000"),
+        ("push 0xff80", "6880ff0000"),
+        ("push -1", "6aff"),
         ("a: push a + 4", "6804100000"),
         ("iret", "cf"),
         ("pushf\npopf", "9c9d"),

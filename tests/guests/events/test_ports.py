@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a guest can do to ports, its own and others' (SECURITY C1, C2)."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+import pytest
+
+from tests.support.guest import boot, made
+from xenlite.abi.x86_32p import (
+    EFAULT,
+    EINVAL,
+    ENOSPC,
+    ENOSYS,
+    EPERM,
+    ESRCH,
+    EVTCHNOP_alloc_unbound,
+    EVTCHNOP_bind_interdomain,
+    EVTCHNOP_bind_ipi,
+    EVTCHNOP_bind_virq,
+    EVTCHNOP_close,
+    EVTCHNOP_reset,
+    EVTCHNOP_send,
+    EVTCHNOP_status,
+    EVTCHNOP_unmask,
+    EVTCHNSTAT_closed,
+    EVTCHNSTAT_interdomain,
+    EVTCHNSTAT_unbound,
+)
+
+WORD = 1 << 32
+STEP = Struct("<8I")
+SELF = 0x7FF0
+# Runs a list of operations: each is a command and a structure of 24 bytes; the result replaces
+# the command, and what Xen wrote replaces the structure. The first word counts them.
+KERNEL = """
+    mov ebp, offset steps
+    mov edi, [count]
+again:
+    mov ebx, [ebp]
+    lea ecx, [ebp + 4]
+    XEN event_channel_op
+    mov [ebp], eax
+    add ebp, 32
+    dec edi
+    jnz again
+    FINISH 1
+.data
+count: .long \\count
+steps: .long \\steps
+"""
+
+
+def run(*steps: tuple[int, ...]) -> list[list[int]]:
+    """Do the operations in a guest; return result and structure of each."""
+    words = []
+    for step in steps:
+        words += [*step, *(0,) * (8 - len(step))]
+    source = KERNEL.replace("\\count", str(len(steps)))
+    with boot(source.replace("\\steps", ", ".join(map(str, words)))) as guest:
+        assert guest.reason == 1, guest.crash
+        return [guest.words("steps", 8 * len(steps))[8 * i : 8 * i + 8] for i in range(len(steps))]
+
+
+def results(*steps: tuple[int, ...]) -> list[int]:
+    """Do the operations in a guest; return their results, errors as negative numbers."""
+    return [step[0] - WORD if step[0] >> 31 else step[0] for step in run(*steps)]
+
+
+def alloc(dom: int = SELF, remote: int = SELF) -> tuple[int, ...]:
+    """Make alloc_unbound."""
+    return (EVTCHNOP_alloc_unbound, dom | remote << 16)
+
+
+def test_ports_come_lowest_first_and_never_0() -> None:
+    """Ports 1 and 2 belong to the store and the console."""
+    found = run(alloc(), alloc(), (EVTCHNOP_close, 3), alloc(), alloc())
+    assert [step[0] for step in found] == [0] * 5
+    assert [found[i][2] for i in (0, 1, 3, 4)] == [3, 4, 3, 5]
+
+
+def test_a_loopback_pair_names_each_other() -> None:
+    status = (EVTCHNOP_status, SELF)
+    found = run(
+        alloc(),
+        (*status, 3),
+        (EVTCHNOP_bind_interdomain, SELF, 3),
+        (*status, 3),
+        (*status, 4),
+        (EVTCHNOP_send, 3),
+        (EVTCHNOP_close, 4),
+        (*status, 3),
+        (*status, 4),
+    )
+    assert [step[0] for step in found] == [0] * 9
+    assert found[1][3:6] == [EVTCHNSTAT_unbound, 0, 1]
+    assert found[2][3] == 4
+    assert found[3][3:7] == [EVTCHNSTAT_interdomain, 0, 1, 4]
+    assert found[4][3:7] == [EVTCHNSTAT_interdomain, 0, 1, 3]
+    assert found[7][3:7] == [EVTCHNSTAT_unbound, 0, 1, 0]
+    assert found[8][3] == EVTCHNSTAT_closed
+
+
+@pytest.mark.parametrize("port", [0, 3, 1023, 1024, 0x7FFFFFFF, 0xFFFFFFFF])
+def test_no_operation_takes_a_port_that_is_none(port: int) -> None:
+    found = results((EVTCHNOP_send, port), (EVTCHNOP_close, port))
+    assert found == [-EINVAL, -EINVAL]
+    status, unmask = results((EVTCHNOP_status, SELF, port), (EVTCHNOP_unmask, port))
+    assert (status, unmask) == ((0, 0) if port < 1024 else (-EINVAL, -EINVAL))
+
+
+def test_a_port_must_be_offered_to_who_binds_it() -> None:
+    assert results(
+        alloc(remote=0),  # for Dom0
+        (EVTCHNOP_bind_interdomain, SELF, 3),
+        (EVTCHNOP_bind_interdomain, SELF, 1),  # the store's, for Dom0
+        (EVTCHNOP_bind_interdomain, SELF, 0),
+        (EVTCHNOP_bind_interdomain, SELF, 99999),
+        (EVTCHNOP_bind_interdomain, 0, 1),
+        (EVTCHNOP_bind_interdomain, 42, 1),
+        (EVTCHNOP_bind_interdomain, 0x7FF2, 1),
+    ) == [0, *[-EINVAL] * 5, -ESRCH, -ESRCH]
+
+
+def test_a_bound_port_cannot_be_bound_again() -> None:
+    bind = (EVTCHNOP_bind_interdomain, SELF, 3)
+    assert results(alloc(), bind, bind) == [0, 0, -EINVAL]
+
+
+def test_another_domains_ports_need_privilege() -> None:
+    assert results(
+        alloc(dom=0), (EVTCHNOP_status, 0, 1), alloc(dom=9), (EVTCHNOP_status, 9, 1)
+    ) == [-EPERM, -EPERM, -ESRCH, -ESRCH]
+
+
+def test_sending_into_the_void_is_no_error() -> None:
+    assert results(alloc(remote=0), (EVTCHNOP_send, 3)) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "command", [EVTCHNOP_bind_virq, EVTCHNOP_bind_ipi, EVTCHNOP_reset, 13, 14, 0xFFFFFFFF]
+)
+def test_what_is_not_there_yet_says_so(command: int) -> None:
+    assert results((command, 0)) == [-ENOSYS]
+
+
+def test_there_are_1023_ports() -> None:
+    source = """
+    again:
+        mov ebx, EVTCHNOP_alloc_unbound
+        mov ecx, offset alloc_unbound
+        XEN event_channel_op
+        test eax, eax
+        jz again
+        mov [result], eax
+        FINISH 1
+    .data
+    alloc_unbound: .word DOMID_SELF, DOMID_SELF
+        .long 0
+    result: .long 0
+    """
+    with boot(source) as guest:
+        assert guest.word("result") == WORD - ENOSPC
+        assert guest.word("alloc_unbound", 1) == 1023
+
+
+@pytest.mark.parametrize("address", ["0xF57FFFFE", "0xF5800000", "0x10000000", "0xFFFFFFFE"])
+def test_a_structure_that_cannot_be_read_is_refused(address: str) -> None:
+    source = f"""
+        mov ebx, \\command
+        mov ecx, {address}
+        XEN event_channel_op
+        mov [result], eax
+        FINISH 1
+    .data
+    result: .long 0
+    """
+    for command in (EVTCHNOP_send, EVTCHNOP_alloc_unbound, EVTCHNOP_status, EVTCHNOP_close):
+        with boot(source.replace("\\command", str(command))) as guest:
+            assert guest.word("result") == WORD - EFAULT
+
+
+def test_nothing_is_allocated_where_the_result_cannot_be_written() -> None:
+    source = """
+        REMAP offset alloc_unbound, PTE_RO_DATA
+        mov ebx, EVTCHNOP_alloc_unbound
+        mov ecx, offset alloc_unbound
+        XEN event_channel_op
+        mov [result], eax
+        FINISH 1
+    .data
+    result: .long 0
+    .p2align 12
+    alloc_unbound: .word DOMID_SELF, DOMID_SELF
+        .long 0
+    .p2align 12
+    """
+    with boot(source) as guest:
+        assert guest.word("result") == WORD - EFAULT
+        assert guest.domain.events.channel(3) is None
+
+
+def test_the_old_number_takes_command_and_structure_in_one() -> None:
+    source = """
+        mov ebx, offset op
+        XEN event_channel_op_compat
+        mov [result], eax
+        mov dword ptr [op], 99
+        mov ebx, offset op
+        XEN event_channel_op_compat
+        mov [result + 4], eax
+        FINISH 1
+    .data
+    result: .long 9, 9
+    op: .long EVTCHNOP_alloc_unbound
+        .word DOMID_SELF, DOMID_SELF
+        .long 0, 0, 0, 0, 0
+    """
+    with boot(source) as guest:
+        assert guest.words("result", 2) == [0, WORD - ENOSYS]
+        assert guest.word("op", 2) == 3
+
+
+def test_a_guests_close_leaves_dom0s_end_waiting() -> None:
+    source = """
+        mov ebx, EVTCHNOP_close
+        mov ecx, offset port
+        XEN event_channel_op
+        mov [result], eax
+        FINISH 1
+    .data
+    port: .long 2
+    result: .long 9
+    """
+    with made(source) as guest:
+        link = guest.hypervisor.link(0)
+        theirs = link.bind_interdomain(guest.domid, 2)
+        assert guest.run(5)
+        assert guest.word("result") == 0
+        channel = guest.hypervisor.domains[0].events.channel(theirs)
+        assert channel is not None
+        assert channel.state.value == EVTCHNSTAT_unbound
+        link.notify(theirs)
+        link.close(theirs)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Grants: what is offered is what is mapped, and for as long as it is mapped (SECURITY D1)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.domains import FREE_PFN, READ_ONLY, Guest, World, world
+from xenlite.abi.x86_32p import (
+    EACCES,
+    EBUSY,
+    EINVAL,
+    ENOENT,
+    GTF_permit_access,
+    GTF_reading,
+    GTF_readonly,
+    GTF_writing,
+)
+from xenlite.core.grant import ENTRIES_PER_FRAME
+from xenlite.errors import Refused
+from xenlite.machine.frames import FrameType
+
+
+def granted(made: World, ref: int = 0) -> tuple[Guest, int]:
+    """Make a guest that offers a page to Dom0."""
+    guest = made.add(1)
+    mfn = guest.mfns[FREE_PFN]
+    guest.domain.grants.seed(ref, 0, mfn)
+    return guest, mfn
+
+
+def flags(guest: Guest, ref: int = 0) -> int:
+    """Read the flags of a shared entry."""
+    mfn = guest.domain.grants.mfn
+    assert mfn is not None
+    return guest.world.machine.memory.m16[((mfn << 12) + ref * 8) >> 1]
+
+
+def set_flags(guest: Guest, value: int, ref: int = 0) -> None:
+    """Write the flags of a shared entry, as the guest could."""
+    mfn = guest.domain.grants.mfn
+    assert mfn is not None
+    guest.world.machine.memory.m16[((mfn << 12) + ref * 8) >> 1] = value
+
+
+def refusal(guest: Guest, ref: int, domid: int = 0, *, writable: bool = True) -> int:
+    """Map something that must be refused; return the error, having checked that nothing changed."""
+    before = guest.world.snapshot()
+    with pytest.raises(Refused) as refused:
+        guest.domain.grants.map(ref, domid, writable=writable)
+    assert guest.world.snapshot() == before
+    return refused.value.errno
+
+
+def test_a_mapping_pins_the_frame_and_marks_the_entry() -> None:
+    with world() as made:
+        guest, mfn = granted(made)
+        frames = made.machine.frames
+        refs, uses = frames.refs[mfn], frames.type_count[mfn]
+        writer = guest.domain.grants.map(0, 0, writable=True)
+        reader = guest.domain.grants.map(0, 0, writable=False)
+        assert flags(guest) == GTF_permit_access | GTF_reading | GTF_writing
+        assert (frames.refs[mfn], frames.type_count[mfn]) == (refs + 2, uses + 1)
+        assert frames.kind[mfn] == FrameType.WRITABLE
+        assert made.audit() == []
+        guest.domain.grants.unmap(writer)
+        assert flags(guest) == GTF_permit_access | GTF_reading
+        guest.domain.grants.unmap(reader)
+        assert flags(guest) == GTF_permit_access
+        assert (frames.refs[mfn], frames.type_count[mfn]) == (refs, uses)
+
+
+def test_both_sides_see_the_same_bytes() -> None:
+    with world() as made:
+        guest, _ = granted(made)
+        mapping = guest.domain.grants.map(0, 0, writable=True)
+        mapping.write(10, b"from Dom0")
+        assert guest.domain.guest_memory.read(guest.vaddr(FREE_PFN) + 10, 9) == b"from Dom0"
+        guest.domain.guest_memory.write(guest.vaddr(FREE_PFN), b"\1\2\3\4")
+        assert mapping.read_u32(0) == 0x04030201
+        mapping.write_u32(4, 0x55667788)
+        assert mapping.read(4, 4) == bytes.fromhex("88776655")
+        guest.domain.grants.unmap(mapping)
+
+
+@pytest.mark.parametrize("ref", [1, ENTRIES_PER_FRAME - 1, ENTRIES_PER_FRAME, 0xFFFFFFFF, -1])
+def test_what_is_not_offered_cannot_be_mapped(ref: int) -> None:
+    with world() as made:
+        guest, _ = granted(made)
+        assert refusal(guest, ref) == EINVAL
+
+
+def test_an_offer_is_for_one_domain_and_one_way() -> None:
+    with world() as made:
+        guest, _ = granted(made)
+        assert refusal(guest, 0, domid=2) == EACCES
+        set_flags(guest, GTF_permit_access | GTF_readonly)
+        assert refusal(guest, 0) == EACCES
+        mapping = guest.domain.grants.map(0, 0, writable=False)
+        assert flags(guest) == GTF_permit_access | GTF_readonly | GTF_reading
+        guest.domain.grants.unmap(mapping)
+
+
+def test_a_frame_that_is_not_the_granters_cannot_be_mapped() -> None:
+    with world(32) as made:
+        guest, _ = granted(made)
+        other = made.add(2)
+        for mfn in (other.mfns[FREE_PFN], 0, made.machine.frames.nr_frames, 0xFFFFFFFF):
+            guest.domain.grants.seed(3, 0, mfn)
+            assert refusal(guest, 3) == EBUSY
+            assert refusal(guest, 3, writable=False) == EBUSY
+
+
+def test_a_page_table_cannot_be_mapped_for_writing() -> None:
+    with world() as made:
+        guest, _ = granted(made)
+        table = guest.domain.current.cr3_mfn
+        assert table is not None
+        guest.domain.grants.seed(3, 0, table)
+        assert refusal(guest, 3) == EBUSY
+        mapping = guest.domain.grants.map(3, 0, writable=False)
+        guest.domain.grants.unmap(mapping)
+
+
+def test_a_page_mapped_for_writing_cannot_become_a_table() -> None:
+    with world() as made:
+        guest, mfn = granted(made)
+        mapping = guest.domain.grants.map(0, 0, writable=True)
+        assert guest.remap(FREE_PFN, READ_ONLY) == 0
+        with pytest.raises(Refused):
+            guest.domain.paging.pin(mfn, FrameType.L1)
+        guest.domain.grants.unmap(mapping)
+        guest.domain.paging.pin(mfn, FrameType.L1)
+        guest.domain.paging.unpin(mfn)
+        guest.settle()
+
+
+def test_what_the_granter_writes_into_a_used_entry_changes_nothing() -> None:
+    with world() as made:
+        guest, mfn = granted(made)
+        first = guest.domain.grants.map(0, 0, writable=False)
+        guest.domain.grants.seed(0, 0, guest.mfns[FREE_PFN + 1])
+        second = guest.domain.grants.map(0, 0, writable=False)
+        assert second.mfn == mfn, "the frame of the first mapping counts"
+        guest.domain.grants.seed(0, 2, guest.mfns[FREE_PFN + 1])
+        with pytest.raises(Refused):
+            guest.domain.grants.map(0, 2, writable=False)
+        guest.domain.grants.unmap(first)
+        guest.domain.grants.unmap(second)
+        third = guest.domain.grants.map(0, 2, writable=False)
+        assert third.mfn == guest.mfns[FREE_PFN + 1]
+        guest.domain.grants.unmap(third)
+
+
+def test_a_mapping_is_given_back_once() -> None:
+    with world() as made:
+        guest, _ = granted(made)
+        mapping = guest.domain.grants.map(0, 0, writable=True)
+        guest.domain.grants.unmap(mapping)
+        with pytest.raises(Refused) as refused:
+            guest.domain.grants.unmap(mapping)
+        assert refused.value.errno == ENOENT
+
+
+def test_a_mapping_outlives_its_granter() -> None:
+    with world() as made:
+        guest, mfn = granted(made)
+        grants = guest.domain.grants
+        mapping = grants.map(0, 0, writable=True)
+        made.remove(guest)
+        assert made.machine.frames.refs[mfn] == 1
+        mapping.write(0, b"still there")
+        grants.unmap(mapping)
+        assert made.machine.frames.refs[mfn] == 0
+        assert made.machine.memory.read(mfn << 12, 11) == bytes(11), "scrubbed when it was freed"
