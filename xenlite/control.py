@@ -141,6 +141,7 @@ class ControlDoor:
         regs = domain.engine.regs
         regs[EIP], regs[ESP], regs[ESI] = context.eip, context.esp, context.esi
         domain.engine.load_cr3(context.cr3_mfn << PAGE_SHIFT)
+        target.is_initialised = True
         target.state = VcpuState.RUNNABLE
 
     def registers(self, domid: int, vcpu: int) -> dict[str, int]:

@@ -33,6 +33,7 @@ from xenlite.core.paging import WORK_BUDGET
 from xenlite.core.scheduler import SLICE_NS, Scheduler
 from xenlite.core.timekeeping import publish_runstate, publish_time, publish_wall_clock
 from xenlite.core.vcpu import VcpuState
+from xenlite.core.vcpu_start import load
 from xenlite.doors import CrashRecord, HypercallRecord, Refusal
 from xenlite.errors import DomainCrash, Refused
 from xenlite.hypercalls import table
@@ -97,6 +98,8 @@ class _Guest:
         cpu.restore_context(vcpu.context)
         cpu.watch_upcalls(vcpu.info_maddr)
         domain.tlb.flush()
+        if vcpu.start is not None:
+            load(domain, vcpu)
 
 
 class Hypervisor:
@@ -188,7 +191,7 @@ class Hypervisor:
                 self.on_refused(_refusal(domain, number, arguments, refused))
 
         cpu: Cpu
-        route = make_route(lambda: cpu, note)
+        route = make_route(lambda: cpu, note, self._time.rdtsc)
         cpu = Cpu(self.machine.memory, traps=route.handlers, mode=self._cpu_mode)
         domain = assemble(
             self.machine,

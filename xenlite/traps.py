@@ -86,8 +86,13 @@ class TrapParts:
     page_writes: PageWrites
 
 
-def make_route(cpu_of: Callable[[], Cpu], note: NoteRefusal) -> TrapRoute:
-    """Make the handlers of one domain; ``note`` hears of each refused hypercall."""
+def make_route(
+    cpu_of: Callable[[], Cpu], note: NoteRefusal, rdtsc: Callable[[], int] | None = None
+) -> TrapRoute:
+    """Make the handlers of one domain; ``note`` hears of each refused hypercall.
+
+    ``rdtsc`` answers RDTSC where the host's own counter may not be shown.
+    """
     domain: Domain
     table: list[Handler]
     bounce: Bounce
@@ -203,6 +208,7 @@ def make_route(cpu_of: Callable[[], Cpu], note: NoteRefusal) -> TrapRoute:
             cpuid=cpuid,
             syscall=syscall,
             unmapped=unmapped,
+            rdtsc=rdtsc,
             vectors={
                 VECTOR_PF: page_fault,
                 SYSTEM_CALL_VECTOR: system_call,

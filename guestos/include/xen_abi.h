@@ -229,6 +229,9 @@ typedef uint32_t RING_IDX;
 #define EVTCHNOP_expand_array 12
 #define EVTCHNOP_set_priority 13
 
+/* event_channel_op_restarted */
+#define EVTCHNOP_reset_cont 14
+
 /* event_channel_status */
 #define EVTCHNSTAT_closed 0
 #define EVTCHNSTAT_unbound 1

@@ -190,12 +190,15 @@ class World:
         self.guests: dict[int, Guest] = {}
         self.dom0 = self._assemble(0, NullEngine(), max_pages=0)
 
-    def add(self, domid: int | None = None, *, max_pages: int = PAGES + 64) -> Guest:
-        """Make a guest of 4 MB on its boot page tables."""
+    def add(
+        self, domid: int | None = None, *, max_pages: int = PAGES + 64, max_vcpus: int = 1
+    ) -> Guest:
+        """Make a guest of 4 MB on its boot page tables; only its first vCPU is up."""
         if domid is None:
             domid = max(self.peers) + 1
         engine = ModelTlb(self.machine.memory)
-        guest = Guest(self, self._assemble(domid, engine, max_pages=max_pages), engine)
+        domain = self._assemble(domid, engine, max_pages=max_pages, max_vcpus=max_vcpus)
+        guest = Guest(self, domain, engine)
         self.guests[domid] = guest
         return guest
 
@@ -230,7 +233,9 @@ class World:
         self.machine.frames.close()
         self.machine.memory.close()
 
-    def _assemble(self, domid: int, engine: Engine, *, max_pages: int) -> Domain:
+    def _assemble(
+        self, domid: int, engine: Engine, *, max_pages: int, max_vcpus: int = 1
+    ) -> Domain:
         return assemble(
             self.machine,
             self.m2p,
@@ -239,7 +244,7 @@ class World:
             domid=domid,
             name=f"guest{domid}",
             max_pages=max_pages,
-            max_vcpus=1,
+            max_vcpus=max_vcpus,
         )
 
 

@@ -332,6 +332,9 @@ EVTCHNOP_ARGS: Final[dict[int, str]] = {
     13: "evtchn_set_priority",
 }
 
+# event_channel_op_restarted
+EVTCHNOP_reset_cont: Final = 14
+
 # event_channel_status, public/event_channel.h
 EVTCHNSTAT_closed: Final = 0
 EVTCHNSTAT_unbound: Final = 1
@@ -1604,11 +1607,9 @@ UNIMPLEMENTED: Final[dict[int, str]] = {
     7: "it manages the physical machine, which no guest may",
     8: "arrives with debug registers",
     9: "arrives with debug registers",
-    15: "arrives with timers",
     19: "no guest owns a physical device",
     20: "arrives with grant tables",
     22: "needs rights over another domain's frames, which only grants convey here",
-    24: "arrives with virtual processors",
     25: "exists on 64-bit guests only",
     27: "there is no security module",
     28: "arrives with non-maskable interrupts",
@@ -1650,34 +1651,11 @@ OPERATIONS: Final[dict[str, tuple[str, dict[int, str], dict[int, str]]]] = {
     "xenpmu_op": ("op", XENPMU_NAMES, {}),
 }
 UNIMPLEMENTED_OPERATIONS: Final[dict[str, dict[int, str]]] = {
-    "sched_op_compat": {
-        3: "arrives with scheduling",
-        4: "arrives with scheduling",
-        5: "arrives with scheduling",
-        6: "arrives with scheduling",
-        7: "arrives with scheduling",
-    },
-    "sched_op": {
-        3: "arrives with scheduling",
-        4: "arrives with scheduling",
-        5: "arrives with scheduling",
-        6: "arrives with scheduling",
-        7: "arrives with scheduling",
-    },
     "event_channel_op": {
-        0: "arrives with event channels",
-        1: "arrives with event channels",
-        2: "arrives with event channels",
-        3: "arrives with event channels",
-        5: "arrives with event channels",
-        6: "arrives with event channels",
-        7: "arrives with event channels",
-        8: "arrives with event channels",
-        9: "arrives with event channels",
-        10: "arrives with event channels",
-        11: "arrives with event channels",
-        12: "arrives with event channels",
-        13: "arrives with event channels",
+        2: "no guest owns a physical device",
+        11: "the 2-level form is the only one",
+        12: "the 2-level form is the only one",
+        13: "the 2-level form is the only one",
     },
 }
 

@@ -65,9 +65,12 @@ def take_apart(domain: Domain) -> None:
     A frame that a live peer still maps by a grant stays until the peer unmaps it.
     """
     domain.dying = True
+    domain.watchdogs.stop_all()
+    frames = domain.machine.frames
     for vcpu in domain.vcpus:
         vcpu.timers.stop_all()
-    frames = domain.machine.frames
+        if vcpu.info_mfn is not None:
+            frames.put_writable(vcpu.info_mfn)
     domain.events.close_all()
     domain.descriptors.release()
     domain.paging.release()

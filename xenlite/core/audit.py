@@ -99,6 +99,8 @@ class _Recount:
         for vcpu in domain.vcpus:
             if vcpu.cr3_mfn is not None:
                 self._use(vcpu.cr3_mfn, FrameType.L3, f"CR3 of {who}")
+            if vcpu.info_mfn is not None:
+                self._use(vcpu.info_mfn, FrameType.WRITABLE, f"a vcpu_info of {who}")
             for mfn in vcpu.gdt_frames:
                 self._use(mfn, FrameType.SEGDESC, f"a GDT of {who}")
             for mfn in vcpu.ldt_frames.values():

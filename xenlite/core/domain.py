@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from xenlite.abi.x86_32p import SHARED_INFO_VCPU_INFO, SIZEOF_VCPU_INFO
+from xenlite.core.timers import Watchdogs
 from xenlite.core.vcpu import Vcpu
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Domain:
         self.paused = True
         self.dying = False
         self.shutdown_reason: int | None = None
+        self.shutdown_code: int | None = None  # fixed before: it wins over the reason given later
+        self.watchdogs = Watchdogs(self)
         # Filled by core.assembly, in this order; each part may use those before it.
         self.engine: Engine
         self.tlb: Tlb
@@ -67,6 +70,12 @@ class Domain:
         self.descriptors: Descriptors
         self.events: EventChannels
         self.grants: GrantTable
+
+    def shut_down(self, reason: int) -> None:
+        """End the domain's run for a reason (SHUTDOWN_*); the first one counts."""
+        if self.shutdown_reason is None:
+            code = self.shutdown_code
+            self.shutdown_reason = reason if code is None else code
 
     @property
     def is_privileged(self) -> bool:

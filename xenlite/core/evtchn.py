@@ -5,50 +5,73 @@
 
               alloc_unbound            bind_interdomain (by the peer named)
     CLOSED ------------------> UNBOUND ------------------------------------> INTERDOMAIN
-       ^                          |  ^                                          |   |
-       '---------- close ---------'  '------------ close by the peer -----------'   |
-       ^------------------------------- close --------------------------------------'
+      |^                          |  ^                                          |   |
+      |'---------- close ---------'  '------------ close by the peer -----------'   |
+      |^------------------------------- close --------------------------------------'
+      |
+      | bind_virq, bind_ipi                close
+      '---------------------> VIRQ, IPI -----------> CLOSED
 
 Invariants:
 
 1. An interdomain port and its peer name each other; the peer's domain is alive.
-2. Port 0 is never used; the lowest closed port is given first.
-3. A closed port is neither pending nor masked.
+2. Port 0 is never used; the lowest closed port is given first, and none beyond ``max_port``.
+3. When a port is closed it is made neither pending nor masked.
+4. A virtual interrupt of a vCPU has one port at most, and ``_virqs`` names exactly those.
+5. A vCPU in ``pollers`` isn't runnable.
 
-Delivery: the port's pending bit; if that was clear and the port isn't masked, the vCPU's selector
-bit; if that was clear, the vCPU's pending byte, and a blocked vCPU wakes. A domain whose kernel is
-Python has no use for bitmaps: its ``on_pending`` is called instead.
+Delivery, in this order: the port's pending bit; if that was clear and the port isn't masked, the
+selector bit of the vCPU that the port notifies; if that was clear, that vCPU's pending byte, and if
+it was clear the vCPU wakes. Last, whoever polls the port wakes, masked or not. A domain whose
+kernel is Python has no use for bitmaps: its ``on_pending`` is called instead.
 Source: public/event_channel.h; public/xen.h, shared_info.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
     DOMID_SELF,
+    EAGAIN,
+    EBUSY,
+    EEXIST,
     EINVAL,
+    ENOENT,
     ENOSPC,
+    EPERM,
     ESRCH,
     EVTCHN_2L_NR_CHANNELS,
+    NR_VIRQS,
     SHARED_INFO_EVTCHN_MASK,
     SHARED_INFO_EVTCHN_PENDING,
     VCPU_INFO_EVTCHN_PENDING_SEL,
     VCPU_INFO_EVTCHN_UPCALL_PENDING,
+    VIRQ_DEBUG,
+    VIRQ_TIMER,
+    VIRQ_XENOPROF,
+    VIRQ_XENPMU,
     EVTCHNSTAT_closed,
     EVTCHNSTAT_interdomain,
+    EVTCHNSTAT_ipi,
     EVTCHNSTAT_unbound,
+    EVTCHNSTAT_virq,
 )
+from xenlite.core.vcpu import VcpuState
 from xenlite.errors import Refused
 from xenlite.machine.memory import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
+    from xenlite.core.vcpu import Vcpu
 
 _BITS: Final = 32  # per word of the bitmaps
+_CLOSED_PER_CALL: Final = 64  # then a reset lets others have their turn
+# Each vCPU has these; all others are the machine's, for domains that manage it.
+_VIRQS_OF_VCPUS: Final = frozenset((VIRQ_TIMER, VIRQ_DEBUG, VIRQ_XENOPROF, VIRQ_XENPMU))
 
 
 class PortState(Enum):
@@ -57,6 +80,8 @@ class PortState(Enum):
     CLOSED = EVTCHNSTAT_closed
     UNBOUND = EVTCHNSTAT_unbound
     INTERDOMAIN = EVTCHNSTAT_interdomain
+    VIRQ = EVTCHNSTAT_virq
+    IPI = EVTCHNSTAT_ipi
 
 
 @dataclass(slots=True)
@@ -64,9 +89,10 @@ class Channel:
     """One port that is not closed."""
 
     state: PortState
-    remote: int  # domid: who may bind it, or who has
-    remote_port: int = 0
     vcpu: int = 0  # whom it notifies
+    remote: int = 0  # domid: who may bind it, or who has
+    remote_port: int = 0
+    virq: int = 0
 
 
 class EventChannels:
@@ -75,6 +101,7 @@ class EventChannels:
     def __init__(self, domain: Domain) -> None:
         self._domain = domain
         self._memory = domain.machine.memory
+        self._code = self._memory.code
         self._m8 = self._memory.m8
         self._m32 = self._memory.m32
         self._mfn = domain.shared_info_mfn
@@ -82,6 +109,10 @@ class EventChannels:
         self._pending = (shared + SHARED_INFO_EVTCHN_PENDING) >> 2
         self._mask = (shared + SHARED_INFO_EVTCHN_MASK) >> 2
         self._channels: list[Channel | None] = [None]  # by port; grows as ports are used
+        self._virqs: dict[tuple[int, int], int] = {}  # (vCPU, VIRQ) -> port
+        self._reset_at = 0  # the port at which an unfinished reset goes on; 0 for none
+        self.max_port = EVTCHN_2L_NR_CHANNELS - 1
+        self.pollers: dict[int, frozenset[int]] = {}  # vCPU -> the ports that it waits for
         self.on_pending: Callable[[int], None] | None = None
 
     # -- binding ------------------------------------------------------------------------------
@@ -93,9 +124,7 @@ class EventChannels:
         """
         if remote == DOMID_SELF:
             remote = self._domain.domid
-        port = self._lowest_closed()
-        self._channels[port] = Channel(PortState.UNBOUND, remote)
-        return port
+        return self._bind(Channel(PortState.UNBOUND, remote=remote))
 
     def bind_interdomain(self, remote: int, remote_port: int) -> int:
         """Join the port of ``remote`` that waits for this domain; return the local port.
@@ -112,12 +141,52 @@ class EventChannels:
         theirs = peer.events.channel(remote_port)
         if theirs is None or theirs.state is not PortState.UNBOUND or theirs.remote != domid:
             raise Refused(EINVAL, "events.not-offered", remote_port)
-        port = self._lowest_closed()
-        self._channels[port] = Channel(PortState.INTERDOMAIN, remote, remote_port)
+        port = self._bind(Channel(PortState.INTERDOMAIN, remote=remote, remote_port=remote_port))
         theirs.state = PortState.INTERDOMAIN
         theirs.remote_port = port
         self._set_pending(port)
         return port
+
+    def bind_virq(self, virq: int, vcpu: int) -> int:
+        """Open a port for a virtual interrupt of a vCPU; return it.
+
+        Those that are no vCPU's own need privilege (Xen lets anybody bind them, and raises them
+        for Dom0 only). Raises Refused: EINVAL, EPERM, ENOENT, EEXIST, ENOSPC.
+        """
+        if not 0 <= virq < NR_VIRQS:
+            raise Refused(EINVAL, "events.no-such-virq", virq)
+        if virq not in _VIRQS_OF_VCPUS:
+            if not self._domain.is_privileged:
+                raise Refused(EPERM, "events.virq-needs-privilege", virq)
+            if vcpu:
+                raise Refused(EINVAL, "events.virq-is-no-vcpus", virq)
+        self._check_vcpu(vcpu)
+        if (vcpu, virq) in self._virqs:
+            raise Refused(EEXIST, "events.virq-is-bound", virq)
+        port = self._bind(Channel(PortState.VIRQ, vcpu, virq=virq))
+        self._virqs[vcpu, virq] = port
+        return port
+
+    def bind_ipi(self, vcpu: int) -> int:
+        """Open a port by which the domain interrupts one of its own vCPUs; return it.
+
+        Raises Refused: ENOENT, ENOSPC.
+        """
+        self._check_vcpu(vcpu)
+        return self._bind(Channel(PortState.IPI, vcpu))
+
+    def bind_vcpu(self, port: int, vcpu: int) -> None:
+        """Let a port notify another vCPU from the next event on.
+
+        Raises Refused: ENOENT, and EINVAL where the port is closed or belongs to one vCPU.
+        """
+        self._check_vcpu(vcpu)
+        channel = self._open(port)
+        if channel.state is PortState.IPI or (
+            channel.state is PortState.VIRQ and channel.virq in _VIRQS_OF_VCPUS
+        ):
+            raise Refused(EINVAL, "events.port-keeps-its-vcpu", port)
+        channel.vcpu = vcpu
 
     def close(self, port: int) -> None:
         """Close a port; its peer's, if any, waits for this domain again.
@@ -131,6 +200,9 @@ class EventChannels:
             theirs.state = PortState.UNBOUND
             theirs.remote = self._domain.domid
             theirs.remote_port = 0
+        elif channel.state is PortState.VIRQ:
+            owner = channel.vcpu if channel.virq in _VIRQS_OF_VCPUS else 0
+            del self._virqs[owner, channel.virq]
         self._channels[port] = None
         word, bit = port // _BITS, 1 << port % _BITS
         self._m32[self._pending + word] &= ~bit
@@ -142,6 +214,28 @@ class EventChannels:
         for port, channel in enumerate(self._channels):
             if channel is not None:
                 self.close(port)
+        self.pollers.clear()
+
+    def reset(self, *, goes_on: bool) -> bool:
+        """Close the next stretch of ports; False where there are more, and it has to go on.
+
+        Raises Refused: EBUSY for a second reset beside an unfinished one, or for going on with
+        none; EAGAIN at the end where ports were opened meanwhile.
+        """
+        if goes_on != bool(self._reset_at):
+            raise Refused(EBUSY, "events.reset-in-progress")
+        first = self._reset_at or 1
+        end = first + _CLOSED_PER_CALL
+        for port, channel in enumerate(self._channels[first:end], first):
+            if channel is not None:
+                self.close(port)
+        if end < len(self._channels):
+            self._reset_at = end
+            return False
+        self._reset_at = 0
+        if any(self._channels):
+            raise Refused(EAGAIN, "events.opened-during-reset")
+        return True
 
     def channel(self, port: int) -> Channel | None:
         """Return what a port is bound to; None where it is closed or no port at all."""
@@ -152,7 +246,7 @@ class EventChannels:
 
         Raises Refused(EINVAL) for a number that no port can have.
         """
-        if not 0 <= port < EVTCHN_2L_NR_CHANNELS:
+        if not 0 <= port <= self.max_port:
             raise Refused(EINVAL, "events.no-such-port", port)
         return self.channel(port)
 
@@ -163,23 +257,33 @@ class EventChannels:
         channel = self._open(port)
         if channel.state is PortState.INTERDOMAIN:
             self._domain.peers[channel.remote].events.receive(channel.remote_port)
+        elif channel.state is PortState.IPI:
+            self._set_pending(port)
+        elif channel.state is PortState.VIRQ:
+            raise Refused(EINVAL, "events.virq-is-not-sent", port)
 
     def receive(self, port: int) -> None:
         """Take a peer's notification of an open port."""
         self._set_pending(port)
+
+    def raise_virq(self, vcpu: int, virq: int) -> None:
+        """Raise a virtual interrupt of a vCPU (0 for the machine's); lost where it isn't bound."""
+        port = self._virqs.get((vcpu, virq))
+        if port is not None:
+            self._set_pending(port)
 
     def unmask(self, port: int) -> None:
         """Clear a port's mask bit and deliver what has waited; as in Xen, of closed ports too.
 
         Raises Refused(EINVAL) for a number that no port can have.
         """
-        self.channel_or_closed(port)
+        channel = self.channel_or_closed(port)
         word, bit = port // _BITS, 1 << port % _BITS
         m32 = self._m32
         if m32[self._mask + word] & bit:
             m32[self._mask + word] &= ~bit
             if m32[self._pending + word] & bit:
-                self._select(port)
+                self._select(word, 0 if channel is None else channel.vcpu)
             self._wrote()
 
     def _set_pending(self, port: int) -> None:
@@ -193,23 +297,64 @@ class EventChannels:
             return
         m32[self._pending + word] = pending | bit
         if not m32[self._mask + word] & bit:
-            self._select(port)
+            channel = self._channels[port]
+            assert channel is not None, port
+            self._select(word, channel.vcpu)
         self._wrote()
+        if self.pollers:
+            self._end_polls_of(port)
 
-    def _select(self, port: int) -> None:
-        """Set the port's selector bit on its vCPU, and its pending byte if that is news."""
-        channel = self.channel(port)
-        vcpu = self._domain.vcpus[channel.vcpu if channel is not None else 0]
-        at = (vcpu.info_maddr + VCPU_INFO_EVTCHN_PENDING_SEL) >> 2
-        bit = 1 << port // _BITS
+    def _select(self, word: int, vcpu_id: int) -> None:
+        """Set the selector bit of a word on a vCPU, and its pending byte if that is news."""
+        vcpu = self._domain.vcpus[vcpu_id]
+        info = vcpu.info_maddr
+        at = (info + VCPU_INFO_EVTCHN_PENDING_SEL) >> 2
         selected = self._m32[at]
-        if selected & bit:
+        if selected >> word & 1:
             return
-        self._m32[at] = selected | bit
-        self._m8[vcpu.info_maddr + VCPU_INFO_EVTCHN_UPCALL_PENDING] = 1
+        self._m32[at] = selected | 1 << word
+        is_news = not self._m8[info + VCPU_INFO_EVTCHN_UPCALL_PENDING]
+        self._m8[info + VCPU_INFO_EVTCHN_UPCALL_PENDING] = 1
+        if self._code[info >> PAGE_SHIFT]:  # which needn't be in shared_info
+            self._memory.wrote(info >> PAGE_SHIFT)
+        if is_news:
+            self._wake(vcpu)
+
+    # -- polling ------------------------------------------------------------------------------
+
+    def poll(self, vcpu: int, ports: Iterable[int]) -> bool:
+        """Tell whether one of ``ports`` is pending; where none is, note that a vCPU waits.
+
+        The caller then blocks that vCPU; the next event of these ports wakes it, masked or not.
+        Raises Refused(EINVAL) at a number that no port can have, unless one before it is pending.
+        """
+        wanted = []
+        for port in ports:
+            self.channel_or_closed(port)
+            if self._m32[self._pending + port // _BITS] >> port % _BITS & 1:
+                return True
+            wanted.append(port)
+        self.pollers[vcpu] = frozenset(wanted)
+        return False
+
+    def end_poll(self, vcpu: int) -> None:
+        """Wake a vCPU that polls, its time being up; nothing where it doesn't."""
+        if vcpu in self.pollers:
+            self._wake(self._domain.vcpus[vcpu])
+
+    def _end_polls_of(self, port: int) -> None:
+        for vcpu in [vcpu for vcpu, ports in self.pollers.items() if port in ports]:
+            self._wake(self._domain.vcpus[vcpu])
+
+    def _wake(self, vcpu: Vcpu) -> None:
+        self.pollers.pop(vcpu.id, None)
         vcpu.wake()
 
     # -- common -------------------------------------------------------------------------------
+
+    def _check_vcpu(self, vcpu: int) -> None:
+        if not 0 <= vcpu < len(self._domain.vcpus):
+            raise Refused(ENOENT, "events.no-such-vcpu", vcpu)
 
     def _open(self, port: int) -> Channel:
         channel = self.channel(port)
@@ -217,38 +362,60 @@ class EventChannels:
             raise Refused(EINVAL, "events.no-such-port", port)
         return channel
 
-    def _lowest_closed(self) -> int:
+    def _bind(self, channel: Channel) -> int:
+        """Give a channel the lowest closed port."""
         channels = self._channels
         for port in range(1, len(channels)):
             if channels[port] is None:
+                channels[port] = channel
                 return port
-        if len(channels) == EVTCHN_2L_NR_CHANNELS:
-            raise Refused(ENOSPC, "events.ports-exhausted", EVTCHN_2L_NR_CHANNELS)
-        channels.append(None)
+        if len(channels) > self.max_port:
+            raise Refused(ENOSPC, "events.ports-exhausted", self.max_port)
+        channels.append(channel)
         return len(channels) - 1
 
     def _wrote(self) -> None:
-        if self._memory.code[self._mfn]:
+        if self._code[self._mfn]:
             self._memory.wrote(self._mfn)
+
+    # -- audit --------------------------------------------------------------------------------
 
     def audit(self) -> list[str]:
         """Return what contradicts the invariants."""
-        domid = self._domain.domid
+        who = f"domain {self._domain.domid}"
         found = []
         if self._channels[0] is not None:
-            found.append(f"domain {domid} uses port 0")
+            found.append(f"{who} uses port 0")
+        if len(self._channels) > self.max_port + 1:
+            found.append(f"{who} has ports beyond {self.max_port}")
+        virqs = {}
         for port, channel in enumerate(self._channels):
-            if channel is None or channel.state is not PortState.INTERDOMAIN:
+            if channel is None:
                 continue
-            peer = self._domain.peers.get(channel.remote)
-            theirs = peer.events.channel(channel.remote_port) if peer is not None else None
-            if theirs is None or (theirs.state, theirs.remote, theirs.remote_port) != (
-                PortState.INTERDOMAIN,
-                domid,
-                port,
-            ):
+            if not 0 <= channel.vcpu < len(self._domain.vcpus):
+                found.append(f"{who} port {port} notifies vCPU {channel.vcpu}, which it has not")
+            if channel.state is PortState.INTERDOMAIN and not self._is_named_by_peer(port, channel):
                 found.append(
-                    f"domain {domid} port {port} names domain {channel.remote} port "
+                    f"{who} port {port} names domain {channel.remote} port "
                     f"{channel.remote_port}, which does not name it"
                 )
+            elif channel.state is PortState.VIRQ:
+                owner = channel.vcpu if channel.virq in _VIRQS_OF_VCPUS else 0
+                virqs[owner, channel.virq] = port
+        if virqs != self._virqs:
+            found.append(f"{who} has VIRQs {self._virqs} by number, but {virqs} by port")
+        found += [
+            f"{who} vCPU {vcpu} polls and is runnable"
+            for vcpu in self.pollers
+            if self._domain.vcpus[vcpu].state is VcpuState.RUNNABLE
+        ]
         return found
+
+    def _is_named_by_peer(self, port: int, channel: Channel) -> bool:
+        peer = self._domain.peers.get(channel.remote)
+        theirs = peer.events.channel(channel.remote_port) if peer is not None else None
+        return theirs is not None and (theirs.state, theirs.remote, theirs.remote_port) == (
+            PortState.INTERDOMAIN,
+            self._domain.domid,
+            port,
+        )

@@ -73,6 +73,7 @@ class Scheduler:
         """Choose the vCPU that runs next; None where nobody may."""
         best: tuple[int, int] | None = None
         chosen: Vcpu | None = None
+        passed_over: list[Vcpu] = []
         for domain in domains:
             account = self._accounts[domain.domid]
             if account.is_parked(now_ns):
@@ -84,13 +85,17 @@ class Scheduler:
                 account.virtual_ns = max(account.virtual_ns, self._virtual_ns - SLICE_NS)
             ahead = account.virtual_ns - self._virtual_ns > SLICE_NS
             rank = (_class(vcpu, ahead=ahead), account.virtual_ns)
+            if vcpu.has_yielded:
+                passed_over.append(vcpu)
             if best is None or rank < best:
                 best, chosen = rank, vcpu
         if chosen is not None:
             account = self._accounts[chosen.domain.domid]
             self._virtual_ns = max(self._virtual_ns, min(account.virtual_ns, self._least(domains)))
             account.turn = chosen.id
-            chosen.was_woken = chosen.has_yielded = False
+            chosen.was_woken = False
+            for vcpu in passed_over:
+                vcpu.has_yielded = False
         return chosen
 
     def charge(self, domid: int, spent_ns: int, now_ns: int) -> None:

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The timers of one vCPU: one for a single moment, one that comes again and again.
+"""The timers of a vCPU (one for a single moment, one that comes again and again), and watchdogs.
 
-Both raise VIRQ_TIMER. Deadlines are nanoseconds of system time, which is the machine's monotonic
-clock. Source: public/vcpu.h.
+Those of a vCPU raise VIRQ_TIMER; a watchdog shuts the domain down. Deadlines are nanoseconds of
+system time, which is the machine's monotonic clock. Source: public/vcpu.h, public/sched.h.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import VIRQ_TIMER
+from xenlite.abi.x86_32p import EINVAL, ENOSPC, VIRQ_TIMER, SHUTDOWN_watchdog
+from xenlite.errors import Refused
 from xenlite.machine.timers import Timer
 
 if TYPE_CHECKING:
+    from xenlite.core.domain import Domain
     from xenlite.core.vcpu import Vcpu
 
 SHORTEST_PERIOD_NS: Final = 1_000_000
+WATCHDOGS: Final = 2
+_NS_PER_S: Final = 10**9
 
 
 class VcpuTimers:
@@ -69,3 +73,46 @@ class VcpuTimers:
 
     def _end_poll(self) -> None:
         self._vcpu.domain.events.end_poll(self._vcpu.id)
+
+
+class Watchdogs:
+    """The watchdogs of one domain: numbered from 1, shut it down where it does not renew them."""
+
+    __slots__ = ("_domain", "_timers")
+
+    def __init__(self, domain: Domain) -> None:
+        self._domain = domain
+        self._timers: list[Timer | None] = [None] * WATCHDOGS
+
+    def set(self, number: int, timeout_s: int) -> int:
+        """Start one (0: the number it gets is returned), renew one, or stop it (timeout 0).
+
+        Raises Refused: EINVAL for a number that is none, ENOSPC where all are in use.
+        """
+        machine = self._domain.machine
+        deadline_ns = machine.clock.monotonic_ns() + timeout_s * _NS_PER_S
+        if not number:
+            if None not in self._timers:
+                raise Refused(ENOSPC, "sched.watchdogs-in-use", WATCHDOGS)
+            slot = self._timers.index(None)
+            timer = self._timers[slot] = Timer(self._bite)
+            machine.timers.arm(timer, deadline_ns)
+            return slot + 1
+        known = self._timers[number - 1] if number <= WATCHDOGS else None
+        if known is None:
+            raise Refused(EINVAL, "sched.no-such-watchdog", number)
+        if timeout_s:
+            machine.timers.arm(known, deadline_ns)
+        else:
+            machine.timers.disarm(known)
+            self._timers[number - 1] = None
+        return 0
+
+    def stop_all(self) -> None:
+        """Forget all of them: the domain is going."""
+        for timer in self._timers:
+            if timer is not None:
+                self._domain.machine.timers.disarm(timer)
+
+    def _bite(self) -> None:
+        self._domain.shut_down(SHUTDOWN_watchdog)

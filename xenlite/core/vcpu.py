@@ -19,6 +19,7 @@ from xenlite.abi.x86_32p import (
 from xenlite.core.timers import VcpuTimers
 
 if TYPE_CHECKING:
+    from xenlite.abi.x86_32p import VcpuGuestContext
     from xenlite.core.descriptors import Segments
     from xenlite.core.domain import Domain
 
@@ -97,6 +98,7 @@ class Vcpu:
         "has_yielded",
         "id",
         "info_maddr",
+        "info_mfn",
         "iopl",
         "is_initialised",
         "kernel_sp",
@@ -109,6 +111,7 @@ class Vcpu:
         "runstate",
         "segments",
         "selectors_stale",
+        "start",
         "state",
         "timers",
         "traps",
@@ -122,6 +125,8 @@ class Vcpu:
         self.state = VcpuState.DOWN
         self.context: bytearray | None = None  # the CPU's state while another vCPU is current
         self.is_initialised = False
+        self.start: VcpuGuestContext | None = None  # registers to load when it first runs
+        self.info_mfn: int | None = None  # the guest's frame that holds vcpu_info, if it moved
         self.timers = VcpuTimers(self)
         self.was_woken = False  # since it last ran: the scheduler lets it go first
         self.has_yielded = False  # since it last ran: everybody else goes first
@@ -152,6 +157,12 @@ class Vcpu:
         # The virtual IOPL as it stands in EFLAGS; 0 without vm_assist architectural_iopl.
         self.iopl = 0
         self.debug_registers = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
+
+    def move_info(self, maddr: int) -> None:
+        """Look for vcpu_info at another machine address from now on."""
+        self.info_maddr = maddr
+        self.upcall_index = maddr >> 1
+        self.mask_at = maddr + VCPU_INFO_EVTCHN_UPCALL_MASK
 
     def wake(self) -> None:
         """Make a blocked vCPU runnable; nothing otherwise."""

@@ -22,6 +22,7 @@ from xenlite.hypercalls.multicall import Multicall
 from xenlite.hypercalls.restart import Handler, NoteRefusal
 from xenlite.hypercalls.sched import SchedCalls
 from xenlite.hypercalls.traps import TrapCalls
+from xenlite.hypercalls.vcpu import VcpuCalls
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
@@ -40,6 +41,7 @@ def build(domain: Domain, note: NoteRefusal) -> list[Handler]:
         SchedCalls(domain),
         ConsoleCalls(domain),
         EventCalls(domain),
+        VcpuCalls(domain),
         Multicall(domain, table, note),
     ):
         for number, handler in family.handlers().items():

@@ -61,6 +61,9 @@ class Engine(Protocol):
     def set_tss(self, selector: int, base: int) -> None:
         """Load TR with its hidden parts; the type is 9, available (ENGINES: never busy)."""
 
+    def watch_upcalls(self, maddr: int) -> None:
+        """Look for pending upcalls in the two bytes at ``maddr`` from now on."""
+
     def invalidate_code(self, maddr: int, size: int, /) -> object:
         """Forget what was translated from these machine bytes."""
 
@@ -107,6 +110,9 @@ class NullEngine:
 
     def set_tss(self, selector: int, base: int) -> None:
         """Do nothing: no task runs."""
+
+    def watch_upcalls(self, maddr: int) -> None:
+        """Do nothing: nobody would take them."""
 
     def invalidate_code(self, maddr: int, size: int, /) -> None:
         """Do nothing: nothing is translated."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.guest import boot, made
-from xenlite.abi.x86_32p import EFAULT, EINVAL, ENOSYS, SHUTDOWN_crash
+from xenlite.abi.x86_32p import EFAULT, EINVAL, ENOSYS, EPERM, SHUTDOWN_crash
 
 WORD = 1 << 32
 CONSOLE = """
@@ -103,8 +103,11 @@ def test_a_crash_by_its_own_word_is_a_crash() -> None:
     [
         ("sched_op", "SCHEDOP_yield", 0),
         ("sched_op_compat", "SCHEDOP_yield", 0),
-        ("sched_op", "SCHEDOP_poll", -ENOSYS),
-        ("sched_op", "SCHEDOP_watchdog", -ENOSYS),
+        ("sched_op", "SCHEDOP_poll", -EFAULT),
+        ("sched_op", "SCHEDOP_watchdog", -EFAULT),
+        ("sched_op", "SCHEDOP_remote_shutdown", -EFAULT),
+        ("sched_op", "SCHEDOP_shutdown_code", -EFAULT),
+        ("sched_op", "SCHEDOP_pin_override", -EPERM),
         ("sched_op", "99", -ENOSYS),
         ("sched_op_compat", "SCHEDOP_poll", -ENOSYS),
         ("sched_op", "SCHEDOP_shutdown", -EFAULT),

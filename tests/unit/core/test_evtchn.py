@@ -13,13 +13,24 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.support.domains import World, world
 from xenlite.abi.x86_32p import (
     DOMID_SELF,
+    EAGAIN,
+    EBUSY,
+    EEXIST,
     EINVAL,
+    ENOENT,
     ENOSPC,
+    EPERM,
     ESRCH,
+    NR_VIRQS,
     SHARED_INFO_EVTCHN_MASK,
     SHARED_INFO_EVTCHN_PENDING,
     VCPU_INFO_EVTCHN_PENDING_SEL,
     VCPU_INFO_EVTCHN_UPCALL_PENDING,
+    VIRQ_CONSOLE,
+    VIRQ_DEBUG,
+    VIRQ_DOM_EXC,
+    VIRQ_TIMER,
+    VIRQ_XENPMU,
 )
 from xenlite.core.domain import Domain
 from xenlite.core.evtchn import EventChannels, PortState
@@ -39,11 +50,33 @@ def pending(domain: Domain) -> set[int]:
     return bits(domain, SHARED_INFO_EVTCHN_PENDING)
 
 
-def vcpu_word(domain: Domain, offset: int) -> int:
-    """Read a word of the first vCPU's information."""
-    return int.from_bytes(
-        domain.machine.memory.read(domain.current.info_maddr + offset, 4), "little"
-    )
+def vcpu_word(domain: Domain, offset: int, vcpu: int = 0) -> int:
+    """Read a word of a vCPU's information."""
+    info = domain.vcpus[vcpu].info_maddr
+    return int.from_bytes(domain.machine.memory.read(info + offset, 4), "little")
+
+
+def upcall_pending(domain: Domain, vcpu: int = 0) -> int:
+    """Read a vCPU's pending byte."""
+    return vcpu_word(domain, VCPU_INFO_EVTCHN_UPCALL_PENDING, vcpu) & 0xFF
+
+
+def acknowledge(domain: Domain) -> None:
+    """Take all events, as the guest would."""
+    memory = domain.machine.memory
+    for vcpu in domain.vcpus:
+        memory.write(vcpu.info_maddr, bytes(1))
+        memory.write(vcpu.info_maddr + VCPU_INFO_EVTCHN_PENDING_SEL, bytes(4))
+    memory.write((domain.shared_info_mfn << 12) + SHARED_INFO_EVTCHN_PENDING, bytes(128))
+
+
+def errno_of(operation: Callable[[], object]) -> int:
+    """Return why an operation is refused; 0 where it isn't."""
+    try:
+        operation()
+    except Refused as refused:
+        return refused.errno
+    return 0
 
 
 def mask(domain: Domain, port: int) -> None:
@@ -154,6 +187,273 @@ def test_ports_run_out_and_come_back() -> None:
         assert events.alloc_unbound(0) == 500
 
 
+# -- virtual interrupts, IPIs, several vCPUs ------------------------------------------------------
+
+
+def test_a_virtual_interrupt_goes_to_the_vcpu_that_bound_it() -> None:
+    with world(16) as made:
+        domain = made.add(1, max_vcpus=3).domain
+        events = domain.events
+        ports = [events.bind_virq(VIRQ_TIMER, vcpu) for vcpu in range(3)]
+        assert ports == [1, 2, 3]
+        events.raise_virq(1, VIRQ_TIMER)
+        assert pending(domain) == {2}
+        assert [upcall_pending(domain, vcpu) for vcpu in range(3)] == [0, 1, 0]
+        events.raise_virq(0, VIRQ_DEBUG)  # not bound: nobody hears it
+        assert pending(domain) == {2}
+
+
+def test_a_vcpu_has_one_port_per_virtual_interrupt() -> None:
+    with world(16) as made:
+        events = made.add(1, max_vcpus=2).domain.events
+        port = events.bind_virq(VIRQ_DEBUG, 1)
+        assert errno_of(lambda: events.bind_virq(VIRQ_DEBUG, 1)) == EEXIST
+        assert events.bind_virq(VIRQ_DEBUG, 0) == port + 1
+        events.close(port)
+        assert events.bind_virq(VIRQ_DEBUG, 1) == port
+
+
+@pytest.mark.parametrize("virq", sorted(set(range(NR_VIRQS)) - {VIRQ_TIMER, VIRQ_DEBUG, 7, 13}))
+def test_the_machines_virtual_interrupts_need_privilege(virq: int) -> None:
+    with world(16) as made:
+        events = made.add(1).domain.events
+        assert errno_of(lambda: events.bind_virq(virq, 0)) == EPERM
+        assert events.alloc_unbound(0) == 1
+
+
+def test_dom0_binds_the_machines_virtual_interrupts_on_its_first_vcpu() -> None:
+    with world(16) as made:
+        events = made.dom0.events
+        heard: list[int] = []
+        events.on_pending = heard.append
+        assert errno_of(lambda: events.bind_virq(VIRQ_DOM_EXC, 1)) == EINVAL
+        port = events.bind_virq(VIRQ_DOM_EXC, 0)
+        events.raise_virq(0, VIRQ_DOM_EXC)
+        assert heard == [port]
+        events.bind_vcpu(port, 0)
+        events.close(port)
+
+
+@pytest.mark.parametrize(
+    ("virq", "vcpu", "errno"),
+    [
+        (NR_VIRQS, 0, EINVAL),
+        (0xFFFFFFFF, 0, EINVAL),
+        (VIRQ_DEBUG, 99, ENOENT),
+        (VIRQ_TIMER, 2, ENOENT),
+        (VIRQ_TIMER, 0xFFFFFFFF, ENOENT),
+        (VIRQ_CONSOLE, 1, EPERM),
+    ],
+)
+def test_what_is_no_virtual_interrupt_or_no_vcpu_is_refused(
+    virq: int, vcpu: int, errno: int
+) -> None:
+    with world(16) as made:
+        events = made.add(1, max_vcpus=2).domain.events
+        assert errno_of(lambda: events.bind_virq(virq, vcpu)) == errno
+        assert events.bind_virq(VIRQ_XENPMU, 1) == 1
+
+
+def test_a_virtual_interrupt_that_finds_no_port_stays_unbound() -> None:
+    with world(16) as made:
+        events = made.add(1).domain.events
+        for _ in range(1023):
+            events.alloc_unbound(0)
+        assert errno_of(lambda: events.bind_virq(VIRQ_DEBUG, 0)) == ENOSPC
+        assert errno_of(lambda: events.bind_ipi(0)) == ENOSPC
+        assert errno_of(lambda: events.bind_interdomain(DOMID_SELF, 1)) == EINVAL
+        events.close(7)
+        assert events.bind_virq(VIRQ_DEBUG, 0) == 7
+
+
+def test_an_ipi_is_sent_to_its_vcpu_and_a_virtual_interrupt_to_nobody() -> None:
+    with world(16) as made:
+        domain = made.add(1, max_vcpus=2).domain
+        events = domain.events
+        assert errno_of(lambda: events.bind_ipi(2)) == ENOENT
+        ipi = events.bind_ipi(1)
+        events.send(ipi)
+        assert (upcall_pending(domain, 0), upcall_pending(domain, 1)) == (0, 1)
+        virq = events.bind_virq(VIRQ_TIMER, 0)
+        assert errno_of(lambda: events.send(virq)) == EINVAL
+        assert pending(domain) == {ipi}
+
+
+def test_a_port_can_notify_another_vcpu_unless_it_is_that_of_one() -> None:
+    with world(32) as made:
+        made.add(1, max_vcpus=2)
+        made.add(2)
+        one, two = made.guests[1].domain, made.guests[2].domain
+        offered = one.events.alloc_unbound(2)
+        one.events.bind_vcpu(offered, 1)  # also before anybody has bound it
+        port = two.events.bind_interdomain(1, offered)
+        two.events.send(port)
+        assert (upcall_pending(one, 0), upcall_pending(one, 1)) == (0, 1)
+        acknowledge(one)
+        one.events.bind_vcpu(offered, 0)
+        two.events.send(port)
+        assert (upcall_pending(one, 0), upcall_pending(one, 1)) == (1, 0)
+        ipi, virq = one.events.bind_ipi(1), one.events.bind_virq(VIRQ_TIMER, 1)
+        for refused, vcpu in ((ipi, 0), (ipi, 1), (virq, 0), (77, 0), (0, 0)):
+            assert errno_of(lambda at=refused, to=vcpu: one.events.bind_vcpu(at, to)) == EINVAL
+        assert errno_of(lambda: one.events.bind_vcpu(offered, 2)) == ENOENT
+
+
+def test_a_port_that_is_opened_again_notifies_the_first_vcpu() -> None:
+    with world(16) as made:
+        events = made.add(1, max_vcpus=2).domain.events
+        events.bind_vcpu(events.alloc_unbound(0), 1)
+        events.close(1)
+        assert events.alloc_unbound(0) == 1
+        channel = events.channel(1)
+        assert channel is not None
+        assert channel.vcpu == 0
+
+
+def test_a_vcpu_that_is_down_keeps_its_events_and_stays_down() -> None:
+    with world(16) as made:
+        domain = made.add(1, max_vcpus=2).domain
+        domain.events.send(domain.events.bind_ipi(1))
+        assert upcall_pending(domain, 1) == 1
+        assert domain.vcpus[1].state is VcpuState.DOWN
+
+
+# -- limits and storms ----------------------------------------------------------------------------
+
+
+def test_a_domain_can_have_a_lower_limit() -> None:
+    with world(16) as made:
+        events = made.add(1).domain.events
+        events.max_port = 3
+        assert [events.alloc_unbound(0) for _ in range(3)] == [1, 2, 3]
+        assert errno_of(lambda: events.alloc_unbound(0)) == ENOSPC
+        assert errno_of(lambda: events.channel_or_closed(4)) == EINVAL
+        assert errno_of(lambda: events.unmask(4)) == EINVAL
+
+
+def test_a_storm_leaves_one_event() -> None:
+    with world(32) as made:
+        one, _, two, port = pair(made)
+        one.current.state = VcpuState.BLOCKED
+        for _ in range(100_000):
+            two.events.send(port)
+        assert len(pending(one)) == 1
+        assert upcall_pending(one) == 1
+
+
+# -- reset ----------------------------------------------------------------------------------------
+
+
+def test_a_reset_closes_everything_in_stretches() -> None:
+    with world(32) as made:
+        one, offered, two, port = pair(made)
+        for _ in range(150):
+            one.events.alloc_unbound(0)
+        one.events.bind_virq(VIRQ_TIMER, 0)
+        assert not one.events.reset(goes_on=False)
+        two.events.send(port)  # to a port that waits for somebody else now
+        assert errno_of(lambda: one.events.reset(goes_on=False)) == EBUSY
+        assert not one.events.reset(goes_on=True)
+        assert one.events.reset(goes_on=True)
+        assert errno_of(lambda: one.events.reset(goes_on=True)) == EBUSY
+        assert all(one.events.channel(number) is None for number in range(1024))
+        assert pending(one) == set()
+        theirs = two.events.channel(port)
+        assert theirs is not None
+        assert (theirs.state, theirs.remote) == (PortState.UNBOUND, 1)
+        assert one.events.bind_virq(VIRQ_TIMER, 0) == offered
+        assert one.events.reset(goes_on=False) is False
+
+
+def test_a_reset_says_so_where_a_port_was_opened_behind_it() -> None:
+    with world(16) as made:
+        events = made.add(1).domain.events
+        for _ in range(100):
+            events.alloc_unbound(0)
+        assert not events.reset(goes_on=False)
+        opened = events.alloc_unbound(0)
+        assert errno_of(lambda: events.reset(goes_on=True)) == EAGAIN
+        assert events.channel(opened) is not None
+        assert not events.reset(goes_on=False)
+        assert events.reset(goes_on=True)
+
+
+# -- polling --------------------------------------------------------------------------------------
+
+
+def polls(domain: Domain, *ports: int) -> bool:
+    """Poll as the hypercall does: block unless something is pending already."""
+    if domain.events.poll(0, ports):
+        return False
+    domain.vcpus[0].block()
+    return True
+
+
+def test_a_poll_ends_with_the_event_even_where_the_port_is_masked() -> None:
+    with world(32) as made:
+        one, offered, two, port = pair(made)
+        mask(one, offered)
+        assert polls(one, 5, offered)
+        two.events.send(port)
+        assert one.vcpus[0].state is VcpuState.RUNNABLE
+        assert upcall_pending(one) == 0
+        assert one.events.pollers == {}
+        assert one.events.poll(0, [5, offered])
+
+
+def test_a_poll_does_not_end_with_another_masked_ports_event() -> None:
+    with world(32) as made:
+        one, offered, two, port = pair(made)
+        mask(one, offered)
+        assert polls(one, 5)
+        two.events.send(port)
+        assert one.vcpus[0].state is VcpuState.BLOCKED
+        one.events.end_poll(0)
+        assert one.vcpus[0].state is VcpuState.RUNNABLE
+
+
+def test_an_upcall_ends_any_poll() -> None:
+    with world(32) as made:
+        one, _, two, port = pair(made)
+        assert polls(one, 5)
+        two.events.send(port)
+        assert one.vcpus[0].state is VcpuState.RUNNABLE
+        assert one.events.pollers == {}
+
+
+def test_the_end_of_a_poll_wakes_nobody_who_only_blocks() -> None:
+    with world(16) as made:
+        domain = made.add(1).domain
+        domain.current.block()
+        domain.events.end_poll(0)
+        assert domain.current.state is VcpuState.BLOCKED
+        domain.current.wake()
+
+
+def test_a_poll_refuses_what_is_no_port_unless_one_before_is_pending() -> None:
+    with world(16) as made:
+        domain = made.add(1).domain
+        for bad in (1024, 0xFFFFFFFF):
+            assert errno_of(lambda port=bad: domain.events.poll(0, [1, port])) == EINVAL
+        assert domain.events.pollers == {}
+        port = domain.events.bind_ipi(0)
+        domain.events.send(port)
+        assert domain.events.poll(0, [port, 1024])
+
+
+def test_the_audit_sees_a_poller_that_runs_and_a_virtual_interrupt_without_a_port() -> None:
+    with world(16) as made:
+        domain = made.add(1).domain
+        domain.events.poll(0, [])
+        port = domain.events.bind_virq(VIRQ_DEBUG, 0)
+        channel = domain.events.channel(port)
+        assert channel is not None
+        channel.virq = VIRQ_TIMER
+        assert len(domain.events.audit()) == 2
+        channel.virq = VIRQ_DEBUG
+        domain.events.end_poll(0)
+
+
 DOMIDS = st.integers(0, 3)
 PORTS = st.integers(-1, 8) | st.sampled_from([1023, 1024, 0xFFFFFFFF])
 
@@ -165,7 +465,7 @@ class Ports(RuleBasedStateMachine):
         super().__init__()
         self.world = World(24)
         for domid in (1, 2):
-            self.world.add(domid)
+            self.world.add(domid, max_vcpus=2)
 
     def domain(self, domid: int) -> Domain | None:
         return self.world.peers.get(domid)
@@ -177,7 +477,7 @@ class Ports(RuleBasedStateMachine):
         try:
             operation(domain.events)
         except Refused as refused:
-            if refused.errno not in (EINVAL, ESRCH):
+            if refused.errno not in (EINVAL, ESRCH, ENOENT, EPERM, EEXIST):
                 raise
 
     @rule(domid=DOMIDS, remote=DOMIDS | st.just(DOMID_SELF))
@@ -187,6 +487,34 @@ class Ports(RuleBasedStateMachine):
     @rule(domid=DOMIDS, remote=DOMIDS | st.just(DOMID_SELF), port=PORTS)
     def bind(self, domid: int, remote: int, port: int) -> None:
         self.attempt(domid, lambda events: events.bind_interdomain(remote, port))
+
+    @rule(domid=DOMIDS, virq=st.integers(0, 2), vcpu=st.integers(0, 2))
+    def bind_virq(self, domid: int, virq: int, vcpu: int) -> None:
+        self.attempt(domid, lambda events: events.bind_virq(virq, vcpu))
+
+    @rule(domid=DOMIDS, virq=st.integers(0, 2), vcpu=st.integers(0, 2))
+    def raise_virq(self, domid: int, virq: int, vcpu: int) -> None:
+        self.attempt(domid, lambda events: events.raise_virq(vcpu, virq))
+
+    @rule(domid=DOMIDS, vcpu=st.integers(0, 2))
+    def bind_ipi(self, domid: int, vcpu: int) -> None:
+        self.attempt(domid, lambda events: events.bind_ipi(vcpu))
+
+    @rule(domid=DOMIDS, port=PORTS, vcpu=st.integers(0, 2))
+    def bind_vcpu(self, domid: int, port: int, vcpu: int) -> None:
+        self.attempt(domid, lambda events: events.bind_vcpu(port, vcpu))
+
+    @rule(domid=DOMIDS, ports=st.lists(PORTS, max_size=3))
+    def poll(self, domid: int, ports: list[int]) -> None:
+        def block_unless_pending(events: EventChannels) -> None:
+            if not events.poll(0, ports):
+                self.world.peers[domid].vcpus[0].block()
+
+        self.attempt(domid, block_unless_pending)
+
+    @rule(domid=DOMIDS)
+    def reset(self, domid: int) -> None:
+        self.attempt(domid, lambda events: events.reset(goes_on=False))
 
     @rule(domid=DOMIDS, port=PORTS)
     def close(self, domid: int, port: int) -> None:
