@@ -1652,7 +1652,6 @@ OPERATIONS: Final[dict[str, tuple[str, dict[int, str], dict[int, str]]]] = {
 }
 UNIMPLEMENTED_OPERATIONS: Final[dict[str, dict[int, str]]] = {
     "event_channel_op": {
-        2: "no guest owns a physical device",
         11: "the 2-level form is the only one",
         12: "the 2-level form is the only one",
         13: "the 2-level form is the only one",
