@@ -26,6 +26,8 @@ from xenlite.errors import ConfigError, Fault
 
 _MAX_STATEMENTS = 500_000
 _MAX_DEPTH = 64
+_MAX_FILL = 64 << 20
+_MAX_ALIGNMENT = 4 << 20
 _LEXEME = re.compile(
     r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'|(/\*.*?\*/)|((?://|\#)[^\n]*)|(;)', re.DOTALL
 )
@@ -34,6 +36,7 @@ _ASSIGNMENT = re.compile(rf"({NAME})\s*=(?!=)\s*(.+)")
 _NUMERIC_REFERENCE = re.compile(r"(?<![\w.$])([0-9]+)([bf])(?![\w.$])")
 _PLAIN_NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
 _NAME_ONLY = re.compile(NAME)
+_SECTION_NAME = re.compile(r"[A-Za-z0-9_.]+")
 _SUBSTITUTION = re.compile(r"\\(@|\(\)|[A-Za-z_]\w*)")
 _BLOCKS = {".macro": ".endm", ".rept": ".endr", ".irp": ".endr"}
 _WIDTHS = {
@@ -195,14 +198,18 @@ class Source:
         while index < len(statements):
             statement = statements[index]
             self._place = statement.place
-            self._executed += 1
-            if self._executed > _MAX_STATEMENTS:
-                raise self._fault(f"more than {_MAX_STATEMENTS} statements")
+            self._count()
             try:
                 index = self._step(statements, index)
             except ExpressionError as error:
                 raise self._fault(str(error), statement.place) from None
         self._depth -= 1
+
+    def _count(self) -> None:
+        """Bound what macros and repetitions can make of a few lines."""
+        self._executed += 1
+        if self._executed > _MAX_STATEMENTS:
+            raise self._fault(f"more than {_MAX_STATEMENTS} statements")
 
     def _step(self, statements: Sequence[Statement], index: int) -> int:
         """Carry out the statement at `index`; return the index of the next one."""
@@ -250,11 +257,8 @@ class Source:
             raise ExpressionError(f"unknown directive {word}")
 
     def _emit(self, text: str, *, is_code: bool = False) -> None:
-        prefixes = 0
-        for word in text.split(" "):
-            if word not in assembly_operands.PREFIXES:
-                break
-            prefixes += 1
+        *before, _ = text.split(" ")
+        prefixes = sum(word in assembly_operands.PREFIXES for word in before)
         # Keystone counts a prefix as a statement of its own.
         self._section.lines.append(Line(self._place, text, 1 + prefixes, is_code))
 
@@ -406,6 +410,7 @@ class Source:
 
     def _rept(self, rest: str, body: Sequence[Statement]) -> None:
         for _ in range(self._constant(rest)):
+            self._count()
             self._execute(body)
 
     def _irp(self, rest: str, body: Sequence[Statement]) -> None:
@@ -450,7 +455,7 @@ class Source:
         family = ".".join(name.split(".")[:2])
         default = _BUILTIN_SECTIONS.get(family, "a")
         flags = assembly_expression.string(more[0]).decode() if more else default
-        if not name or set(flags) - set("awx"):
+        if not _SECTION_NAME.fullmatch(name) or set(flags) - set("awx"):
             raise ExpressionError('write `.section name, "flags"` with flags out of a, w, x')
         nobits = more[1:] == ["@nobits"] or family == ".bss"
         section = self._enter(name, flags, nobits=nobits)
@@ -509,7 +514,7 @@ class Source:
         self._repeat(count, size, value)
 
     def _repeat(self, count: int, size: int, value: int) -> None:
-        if count < 0 or size not in _EMITTED:
+        if size not in _EMITTED or not 0 <= count * size <= _MAX_FILL:
             raise ExpressionError(f"{count} times {size} bytes cannot be filled")
         if count:
             self._emit(f".fill {count:#x}, {size:#x}, {value % (1 << 8 * size):#x}")
@@ -520,6 +525,8 @@ class Source:
         boundary = 1 << number if power and 0 <= number < 32 else number
         if boundary <= 0 or boundary & (boundary - 1):
             raise ExpressionError(f"{boundary} is not a power of two")
+        if boundary > _MAX_ALIGNMENT:
+            raise ExpressionError(f"{boundary} is above the largest boundary, {_MAX_ALIGNMENT}")
         self._section.alignment = max(self._section.alignment, boundary)
         if boundary == 1:
             return

@@ -220,11 +220,20 @@ def test_a_fragment_takes_constants() -> None:
         ('.error "no luck"', "fragment:1: no luck"),
         ("(", "fragment:1: '(' is no instruction"),
         ("jecxz x\n.space 512\nx:", "fragment:1: the label is too far away: 'jecxz x'"),
+        (".rept 1 << 40\n.endr", "fragment:1: more than 500000 statements"),
+        (".space 1 << 40", "fragment:1: 1099511627776 times 1 bytes cannot be filled"),
+        (".align 1 << 30", "fragment:1: 1073741824 is above the largest boundary"),
+        ("\u00e9", "fragment:1: '\u00e9' is no instruction"),
         (".macro R\nR\n.endm\nR", "macros or includes are nested more than 64 deep"),
     ],
 )
 def test_a_fault_says_where_and_why(text: str, expected: str) -> None:
     assert expected in fault(text)
+
+
+def test_nothing_assembles_to_nothing() -> None:
+    assert assemble_fragment("# only a comment").code == b""
+    assert code("lock") == "f0"
 
 
 def test_every_fault_that_keystone_finds_is_reported() -> None:
