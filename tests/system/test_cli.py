@@ -9,6 +9,7 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,28 @@ def test_much_input_arrives_whole(domain: Path) -> None:
     text = bytes(range(32, 64)) * 8192
     result = run(domain, "cmdline=e", typed=text + b"q")
     assert result.stdout == b"hello\n" + text
+
+
+def test_a_guest_that_never_reads_still_hears_signals_and_ctrl_bracket(domain: Path) -> None:
+    text = b"x" * (1 << 20)
+    process = start(domain, "cmdline=l", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"hello\n"
+    os.set_blocking(process.stdin.fileno(), False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(process.stdin.fileno(), text)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 143
+    process.stdout.close()
+    process.stdin.close()
+    child = on_a_terminal(domain, "cmdline=l")
+    child.expect(b"hello")
+    for _ in range(100):
+        child.send(b"x" * 1000)
+    child.send(b"\x1d")
+    assert the_end_of(child)[0] == 130
 
 
 def test_the_end_of_input_does_not_end_the_guest(domain: Path) -> None:
@@ -273,7 +296,9 @@ def test_check_reads_everything_and_runs_nothing(domain: Path) -> None:
 
 def on_a_terminal(*arguments: str | Path) -> pexpect.spawn:
     words = [*XENLITE[1:], "run", *map(str, arguments)]
-    return pexpect.spawn(XENLITE[0], words, cwd=str(ROOT), timeout=PATIENCE)
+    child = pexpect.spawn(XENLITE[0], words, cwd=str(ROOT), timeout=PATIENCE)
+    child.delaybeforesend = None
+    return child
 
 
 def the_end_of(child: pexpect.spawn) -> tuple[int | None, bytes]:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xenlite.abi.x86_32p import VMASST_TYPE_pae_extended_cr3, VMASST_TYPE_writable_pagetables
 from xenlite.errors import ConfigError
 from xenlite.toolstack.config import KEYS, json_schema, load, parse
 from xenlite.toolstack.domain_config import DomainConfig, Reaction
@@ -81,6 +82,16 @@ def test_sizes_are_written_as_people_write_them(size: str, mib: int) -> None:
 def test_text_is_what_stands_in_the_file(word: str) -> None:
     text = f"name: a\nkernel: {word}\ncmdline: {word}\n".encode()
     assert (read(text).kernel_name, read(text).cmdline) == (word, word)
+
+
+def test_assists_are_named_as_xen_names_them() -> None:
+    wanted = (VMASST_TYPE_writable_pagetables, VMASST_TYPE_pae_extended_cr3)
+    for text in (b"pae_extended_cr3, writable_pagetables", b"writable_pagetables pae_extended_cr3"):
+        assert read(LEAST + b"assists: " + text).assists == tuple(sorted(wanted))
+    assert faults(LEAST + b"assists: writable_pagetable") == [
+        "dom.yaml:3: assists: 'writable_pagetable' is no assist;"
+        " did you mean 'writable_pagetables'?"
+    ]
 
 
 def test_an_empty_optional_key_counts_as_left_out() -> None:
@@ -207,7 +218,7 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
     assert load(tmp_path / "dom.yaml").kernel == tmp_path / "b"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
     st.lists(
         st.tuples(
