@@ -25,7 +25,8 @@ from typing import Any
 from xenlite.abi import x86_32p
 from xenlite.devkit import elf_writer, keystone_child
 from xenlite.devkit.assembly_expression import LABEL
-from xenlite.devkit.assembly_source import AssemblyError, Line, Place, Section, Source
+from xenlite.devkit.assembly_source import Line, Section, Source
+from xenlite.devkit.assembly_text import AssemblyError, Place
 from xenlite.devkit.kernel_cache import build_kernel, include_directories
 from xenlite.errors import Fault
 

@@ -15,9 +15,9 @@ from xenlite.abi.x86_32p import (
     XEN_ELFNOTE_XEN_VERSION,
     HYPERVISOR_mmu_update,
 )
-from xenlite.devkit import keystone_child
+from xenlite.devkit import kernel_cache, keystone_child
 from xenlite.devkit.assembler import assemble, assemble_fragment
-from xenlite.devkit.assembly_source import AssemblyError
+from xenlite.devkit.assembly_text import AssemblyError
 from xenlite.devkit.kernel_cache import build_kernel
 from xenlite.errors import ConfigError
 
@@ -356,3 +356,20 @@ def test_a_built_kernel_is_kept_until_a_source_changes(
     assert second != first
     assert second.read_bytes() != data
     assert [path.suffix for path in first.parent.iterdir()] == [".elf", ".elf"]
+
+
+def test_the_hash_covers_every_file_of_the_assembler() -> None:
+    directory = Path(kernel_cache.__file__).parent
+    own = {path.name for path in directory.glob("assembl*.py")}
+    assert own | {"elf_writer.py", "kernel_cache.py", "keystone_child.py"} == set(
+        kernel_cache._DRIVER
+    )
+
+
+def test_the_hash_covers_every_include_of_a_line(kernel: Path) -> None:
+    for name in ("a.s", "b.s"):
+        kernel.with_name(name).write_text("nop")
+    kernel.write_text('_start: .include "a.s"; .include "b.s"')
+    before = kernel_cache.kernel_name(kernel)
+    kernel.with_name("b.s").write_text("hlt")
+    assert kernel_cache.kernel_name(kernel) != before
