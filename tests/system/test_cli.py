@@ -16,6 +16,8 @@ from typing import Any
 import pexpect
 import pytest
 
+from tests.support.kernel_file import note, with_notes
+from xenlite.abi.x86_32p import XEN_ELFNOTE_GUEST_OS
 from xenlite.devkit.kernel_cache import build_kernel
 
 ROOT = Path(__file__).parents[2]
@@ -289,6 +291,15 @@ def test_check_reads_everything_and_runs_nothing(domain: Path) -> None:
     assert result.returncode == 0
     assert b"ob: obedient, entry 0xc0" in result.stdout
     assert refused(domain, "memory=lots", verb="check")
+
+
+def test_names_that_a_kernel_chose_command_no_terminal(domain: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "kernel"
+    name = note(XEN_ELFNOTE_GUEST_OS, "\x1b]0;owned\x07")
+    hostile.write_bytes(with_notes(name).build())
+    result = run(domain, f"kernel={hostile}", verb="check")
+    assert b"\\x1b]0;owned\\x07" in result.stdout
+    assert b"\x1b" not in result.stdout
 
 
 # -- a terminal -----------------------------------------------------------------------------------

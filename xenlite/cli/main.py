@@ -57,10 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _in_the_users_words(error: Exception) -> list[str] | None:
     """Return the lines for an error that the user can mend; None for a fault of xenlite."""
     from xenlite.errors import ConfigError, Refused
+    from xenlite.toolstack.console_log import readable
 
     if isinstance(error, ConfigError):
-        return [str(fault) for fault in error.faults]
-    return [str(error)] if isinstance(error, Refused) else None
+        return [readable(str(fault)) for fault in error.faults]
+    return [readable(str(error))] if isinstance(error, Refused) else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,6 +129,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from xenlite.cli.run import load
+    from xenlite.toolstack.console_log import readable
     from xenlite.toolstack.layout import plan
     from xenlite.toolstack.lifecycle import Guest
 
@@ -139,7 +141,7 @@ def _check(options: argparse.Namespace) -> int:
         nr_pages=config.pages,
         where=f"domain {config.name!r}",
     )
-    system = guest.image.guest_os or "a kernel that does not say its name"
+    system = readable(guest.image.guest_os) or "a kernel that does not say its name"
     sys.stdout.write(
         f"{options.config}: {config.name}: {system}, entry {guest.image.entry:#x},"
         f" {layout.mapped_pages} of {layout.nr_pages} pages mapped at the start\n"
