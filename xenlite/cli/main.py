@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_ERROR = 1
+RUN_ABOUT = """\
+Run a domain here, with its console on this terminal. Ctrl-] leaves and destroys the domain."""
+CREATE_ABOUT = """\
+Make a domain and run it. Today this is the same as `run`: it stays in the foreground, with the
+console joined, and Ctrl-] leaves and destroys the domain. A later version will start the domain in
+a background host and return at once."""
 EXIT_STATUS_HELP = """\
 exit status:
   0         the domain powered off
@@ -32,7 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit status."""
     parser = _parser()
     try:
-        options = parser.parse_args(arguments)
+        # argparse takes `key=value` words directly behind the file only; they may stand anywhere.
+        options, words = parser.parse_known_args(arguments)
+        unknown = [word for word in words if word.startswith("-") or "overrides" not in options]
+        if unknown:
+            parser.error(f"unknown: {' '.join(unknown)}")
+        if words:
+            options.overrides += words
         if options.version:
             sys.stdout.write(f"xenlite {_version()}\n")
             return 0
@@ -71,12 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     verbs = parser.add_subparsers(metavar="VERB")
-    _add_run(verbs, "run", "run a domain here, with its console on this terminal")
-    _add_run(
-        verbs,
-        "create",
-        "make a domain; today the same as `run`: it stays in the foreground with the console"
-        " joined. A later version will start it in a background host and return at once",
+    _add_run(verbs, "run", "run a domain here, with its console on this terminal", RUN_ABOUT)
+    create = _add_run(verbs, "create", "make a domain and run it (today: as `run`)", CREATE_ABOUT)
+    # What fingers trained on xl add; the first two ask for what happens anyway.
+    create.add_argument("-c", "--console", action="store_true", help="join the console, as always")
+    create.add_argument("-F", "--foreground", action="store_true", help="stay here, as always")
+    create.add_argument(
+        "-n", "--dryrun", dest="verb", action="store_const", const=_check, help="only check"
     )
     check = verbs.add_parser("check", help="read a domain's file and its kernel, and run nothing")
     _add_config(check)
@@ -94,12 +107,12 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
-) -> None:
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, about: str
+) -> argparse.ArgumentParser:
     parser = verbs.add_parser(
         name,
         help=what,
-        description=what[0].upper() + what[1:] + ". Ctrl-] leaves and destroys the domain.",
+        description=about,
         epilog=EXIT_STATUS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -119,6 +132,7 @@ def _add_run(
         "--audit", action="store_true", help="recompute every invariant while it runs (slow)"
     )
     parser.set_defaults(verb=_run)
+    return parser
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -18,7 +18,6 @@ that a domain may take from the start of the process to the first line of its ke
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -375,6 +374,8 @@ def _unknown(word: str) -> str:
 
 
 def _nearest(word: str, words: list[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
