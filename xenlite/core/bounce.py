@@ -365,7 +365,7 @@ class Bounce:
         if eflags & _CLEARED_ON_ENTRY:
             regs[EFLAGS] &= ~_CLEARED_ON_ENTRY & _WORD
             if eflags & EFLAGS_VM:
-                self._drop_vm86_selectors()
+                self._drop_vm86_state()
         if segments is not None:
             self._set_cs_and_ss(segments)
 
@@ -424,11 +424,14 @@ class Bounce:
         ):
             regs[HFLAGS] &= ~HF_ADDSEG & _WORD
 
-    def _drop_vm86_selectors(self) -> None:
+    def _drop_vm86_state(self) -> None:
         """Null what virtual-8086 mode left in the data selectors, as a trap from there does.
 
-        Hardware never enters that mode from an outer ring; the engine does (ENGINES 6).
+        Hardware never enters that mode from an outer ring; the engine does (ENGINES 6), and then
+        takes IOPL and IF from the same frame.
         """
+        regs = self._regs
+        regs[EFLAGS] = regs[EFLAGS] & ~EFLAGS_IOPL | EFLAGS_IF
         for index in _FAILSAFE_ORDER:
             self._engine.set_segment(index, 0, 0, 0, 0)
 
