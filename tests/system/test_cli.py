@@ -278,7 +278,15 @@ def test_a_machine_too_small_is_told_with_its_mend(domain: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "words", [["--timeout", "-1"], ["--timeout", "x"], ["--host-memory", "x"], ["--nosuch"]]
+    "words",
+    [
+        ["--timeout", "-1"],
+        ["--timeout", "x"],
+        ["--host-memory", "x"],
+        ["--host-memory", "0"],
+        ["--host-memory=5G"],
+        ["--nosuch"],
+    ],
 )
 def test_wrong_options_are_refused(domain: Path, words: list[str]) -> None:
     result = run(domain, *words)

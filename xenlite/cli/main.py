@@ -126,7 +126,7 @@ def _add_run(
     )
     parser.add_argument("--log", type=Path, metavar="FILE", help="keep the console's output")
     parser.add_argument(
-        "--host-memory", type=_megabytes, metavar="SIZE", help="memory of the machine (1G)"
+        "--host-memory", type=_host_memory, metavar="SIZE", help="memory of the machine (1G)"
     )
     parser.add_argument(
         "--audit", action="store_true", help="recompute every invariant while it runs (slow)"
@@ -188,13 +188,16 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _megabytes(text: str) -> int:
-    from xenlite.toolstack.domain_config import mebibytes
+def _host_memory(text: str) -> int:
+    from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, mebibytes
 
     try:
-        return mebibytes(text) << 20
+        mib = mebibytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if not 1 <= mib <= MAX_MEMORY_MIB:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1M and {MAX_MEMORY_MIB}M")
+    return mib << 20
 
 
 if __name__ == "__main__":

@@ -34,14 +34,13 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_writable_pagetables,
 )
 from xenlite.errors import ConfigError, Fault
-from xenlite.toolstack.domain_config import DomainConfig, Reaction, mebibytes
+from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
-MAX_MEMORY_MIB: Final = 64 << 10  # what a 36-bit physical address reaches
 MIN_MEMORY_MIB: Final = 4  # the smallest initial mapping
 LATER_XL_KEYS: Final = frozenset(
     {"cap", "cpus", "cpu_weight", "disk", "extra", "root", "vfb", "vif"}

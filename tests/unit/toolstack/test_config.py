@@ -136,7 +136,7 @@ memory: 32
         ("vcpus: 1.5", "dom.yaml:3: vcpus: '1.5' is not a whole number"),
         ("vcpus: 0", "dom.yaml:3: vcpus: '0' is too small; at least 1"),
         ("memory: 1k", "dom.yaml:3: memory: '1k' is not a whole number of MiB"),
-        ("memory: 65G", "dom.yaml:3: memory: '65G' is too large; at most 65536"),
+        ("memory: 65G", "dom.yaml:3: memory: '65G' is too large; at most 4096"),
         ("memory: -32", "dom.yaml:3: memory: '-32' is not a size; write MiB (32) or a unit"),
         ("cmdline: &a x", None),
         ("cmdline: *a", "dom.yaml:3: cmdline: an alias, where one value belongs"),
