@@ -64,7 +64,7 @@ class SchedCalls:
             self._block()
         elif command != SCHEDOP_yield:
             raise Refused(ENOSYS, "sched.command", command)
-        self._domain.engine.stop()
+        self._leave()
 
     def _block(self) -> None:
         """Let events in, and sleep unless one is pending already."""
@@ -77,4 +77,9 @@ class SchedCalls:
     def _shut_down(self, reason: int) -> None:
         if self._domain.shutdown_reason is None:
             self._domain.shutdown_reason = reason & _REASON
+        self._leave()
+
+    def _leave(self) -> None:
+        """End the turn after this call; the rest of a multicall waits for the next one."""
+        self._domain.paging.work_left = 0
         self._domain.engine.stop()
