@@ -116,6 +116,9 @@ def make_route(
 
     def hypercall(number: int, ebx: int, ecx: int, edx: int, esi: int, edi: int) -> int:
         try:
+            if page_writes.is_stepping:
+                page_writes.abort()  # its code has changed under a stale translation
+                return REGISTERS_SET
             return table[number if number < TABLE_SIZE else -1](ebx, ecx, edx, esi, edi)
         except Refused as refused:
             note(number, (ebx, ecx, edx, esi, edi), refused)
@@ -129,23 +132,34 @@ def make_route(
 
     def upcall() -> None:
         try:
-            if domain.current.state is VcpuState.RUNNABLE and not cpu.has_failed:
+            # An event waits for the end of a store: no other code may run while it is under way.
+            if (
+                domain.current.state is VcpuState.RUNNABLE
+                and not cpu.has_failed
+                and not page_writes.is_stepping
+            ):
                 bounce.upcall()
         except BaseException as error:  # noqa: BLE001 - enter raises it again
             cpu.fail(error)
 
     def system_call() -> None:
         try:
+            if page_writes.is_stepping:
+                page_writes.abort()
+                return
             bounce.software_interrupt(SYSTEM_CALL_VECTOR)
         except BaseException as error:  # noqa: BLE001 - enter raises it again
             cpu.fail(error)
 
     def page_fault() -> None:
         try:
-            if page_writes.is_stepping:
-                page_writes.abort()
             error_code = regs[ERROR_CODE]
-            if regs[IS_INT]:
+            if page_writes.is_stepping:
+                # Another operand's fault, or a second table: two at once cannot be emulated.
+                page_writes.abort()
+                if not regs[IS_INT]:
+                    bounce.fault(VECTOR_PF, error_code)
+            elif regs[IS_INT]:
                 bounce.software_interrupt(VECTOR_PF)
             elif not page_writes.begin(regs[CR2], error_code):
                 bounce.fault(VECTOR_PF, error_code)
@@ -171,8 +185,12 @@ def make_route(
                 if vector == VECTOR_DB:
                     if not page_writes.finish():
                         bounce.page_fault_again()
+                    elif page_writes.guest_steps:
+                        bounce.fault(VECTOR_DB, None)
                     return
                 page_writes.abort()
+                if regs[IS_INT]:
+                    return
             fault_or_interrupt(vector)
         except BaseException as error:  # noqa: BLE001 - enter raises it again
             cpu.fail(error)

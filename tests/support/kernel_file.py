@@ -76,11 +76,12 @@ class KernelFile:
     machine: int = 3
     kind: int = 2
     header: dict[str, int] = field(default_factory=dict)
+    extra_notes: int = 0  # how many more PT_NOTEs show the same bytes
 
     def build(self) -> bytes:
         """Lay the file out: header, program headers, contents, section headers."""
         programs, contents = [], b""
-        count = len(self.loads) + (self.notes is not None)
+        count = len(self.loads) + (self.notes is not None) + self.extra_notes
         start = 52 + 32 * count
         for load in self.loads:
             size = len(load.data) if load.size is None else load.size
@@ -92,7 +93,8 @@ class KernelFile:
             contents += load.data
         if self.notes is not None:
             size = len(self.notes)
-            programs.append(pack("<8I", PT_NOTE, start + len(contents), 0, 0, size, size, 4, 4))
+            place = pack("<8I", PT_NOTE, start + len(contents), 0, 0, size, size, 4, 4)
+            programs += [place] * (1 + self.extra_notes)
             contents += self.notes
         contents += bytes(-len(contents) % 4)
         tables, section_bytes = self._sections(start + len(contents))

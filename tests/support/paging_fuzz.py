@@ -12,6 +12,7 @@ refused one: nothing has changed. Every 16, and after every refusal: the full au
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -129,6 +130,7 @@ class Fuzz:
         self._operations: dict[str, Callable[[Guest, Draw], int]] = {
             "map": self._map,
             "update": self._update,
+            "change": self._change,
             "extended": self._extended,
             "make_table": self._make_table,
             "make_space": self._make_space,
@@ -322,8 +324,31 @@ class Fuzz:
         foreign = DOMID_SELF
         if not draw.below(12):
             foreign = draw.pick((0, 1, 2, DOMID_IO, DOMID_XEN, DOMID_SELF | 2 << 16))
-        at = self._place(guest, flat(updates))
+        at = guest.place(flat(updates))
         return self._call(guest, HYPERVISOR_mmu_update, at, len(updates), 0, foreign)
+
+    def _change(self, guest: Guest, draw: Draw) -> int:
+        """Change an entry of a live table a little: one bit, or another frame of the same kind."""
+        frames, m64 = self.world.machine.frames, self.world.machine.memory.m64
+        owned = sorted(frames.pages_of(guest.domain.domid))
+        tables = [mfn for mfn in owned if frames.kind[mfn] in _TABLE_KINDS]
+        if not tables:
+            return 0
+        table_mfn = draw.pick(tables)
+        level_below = frames.kind[table_mfn] - 1 if frames.kind[table_mfn] != FrameType.L2XEN else 1
+        live = [n for n in range(512) if m64[table_mfn * 512 + n] & 1 and n < HOLE_SLOT]
+        slot = draw.pick(live) if live else 0
+        old = m64[table_mfn * 512 + slot]
+        choice = draw.below(4)
+        if choice == 0:
+            new = old ^ 1 << draw.below(64)
+        elif choice == 1:
+            new = 0
+        else:
+            same = [mfn for mfn in owned if frames.kind[mfn] == (level_below or FrameType.WRITABLE)]
+            new = entry(draw.pick(same or owned), old & 0xFFF | (old & 1 << 63))
+        at = guest.place(flat([(table_mfn * PAGE + slot * 8, new)]))
+        return self._call(guest, HYPERVISOR_mmu_update, at, 1, 0, DOMID_SELF)
 
     def _extended(self, guest: Guest, draw: Draw) -> int:
         operations = b""
@@ -349,7 +374,7 @@ class Fuzz:
                 self._frame(guest, draw) & 0xFFFFFFFF,
                 self._frame(guest, draw) & 0xFFFFFFFF,
             )
-        at = self._place(guest, operations)
+        at = guest.place(operations)
         return self._call(guest, HYPERVISOR_mmuext_op, at, count, 0, DOMID_SELF)
 
     def _make_table(self, guest: Guest, draw: Draw) -> int:
@@ -379,7 +404,7 @@ class Fuzz:
         result = self._close_and_pin(guest, l3_pfn, top, draw.pick((0, 3)))
         if result < 0 or draw.below(2):
             return result
-        at = self._place(guest, pack("<III", MMUEXT_NEW_BASEPTR, guest.mfns[l3_pfn], 0))
+        at = guest.place(pack("<III", MMUEXT_NEW_BASEPTR, guest.mfns[l3_pfn], 0))
         return self._call(guest, HYPERVISOR_mmuext_op, at, 1, 0, DOMID_SELF)
 
     def _close_and_pin(self, guest: Guest, pfn: int, entries: dict[int, int], level: int) -> int:
@@ -400,7 +425,7 @@ class Fuzz:
         if not level:
             return 0
         command = (MMUEXT_PIN_L1_TABLE, MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L3_TABLE)[level - 1]
-        at = self._place(guest, pack("<III", command, mfn, 0))
+        at = guest.place(pack("<III", command, mfn, 0))
         return self._call(guest, HYPERVISOR_mmuext_op, at, 1, 0, DOMID_SELF)
 
     def _touch(self, guest: Guest, draw: Draw) -> int:
@@ -425,17 +450,17 @@ class Fuzz:
         extents = [self._frame(guest, draw) & 0xFFFFFFFF for _ in range(1 + draw.below(3))]
         order = draw.pick((0, 0, 0, 1, 3, 10))
         domid = draw.pick((DOMID_SELF, DOMID_SELF, DOMID_SELF, guest.domain.domid, 0))
-        listed = self._place(guest, pack(f"<{len(extents)}I", *extents)) + 64
+        listed = guest.place(pack(f"<{len(extents)}I", *extents)) + 64
         guest.domain.guest_memory.write(listed, pack(f"<{len(extents)}I", *extents))
         request = XenMemoryReservation(listed, len(extents), order, 0, domid)
-        at = self._place(guest, request.pack())
+        at = guest.place(request.pack())
         return self._call(guest, HYPERVISOR_memory_op, operation, at)
 
     def _exchange(self, guest: Guest, draw: Draw) -> int:
         count = draw.pick((1, 2, 4))
         order = draw.pick((0, 0, 1))
         extents = [self._frame(guest, draw) & 0xFFFFFFFF for _ in range(count)]
-        at = self._place(guest, b"")
+        at = guest.place(b"")
         guest.domain.guest_memory.write(at + 64, pack(f"<{count}I", *extents))
         guest.domain.guest_memory.write(at + 128, pack(f"<{count}I", *range(count)))
         request = XenMemoryExchange(
@@ -443,19 +468,19 @@ class Fuzz:
             XenMemoryReservation(at + 128, count >> order, order, 0, DOMID_SELF),
             0,
         )
-        at = self._place(guest, request.pack())
+        at = guest.place(request.pack())
         return self._call(guest, HYPERVISOR_memory_op, XENMEM_exchange, at)
 
     def _descriptors(self, guest: Guest, draw: Draw) -> int:
         choice = draw.below(4)
         if choice == 0:
             frames = [self._frame(guest, draw) & 0xFFFFFFFF for _ in range(1 + draw.below(2))]
-            at = self._place(guest, pack(f"<{len(frames)}I", *frames))
+            at = guest.place(pack(f"<{len(frames)}I", *frames))
             entries = draw.pick((0, len(frames) * 512, 8000))
             return self._call(guest, HYPERVISOR_set_gdt, at, entries)
         if choice == 1:
             operation = pack("<III", MMUEXT_SET_LDT, self._vaddr(draw), draw.pick((0, 16, 1024)))
-            at = self._place(guest, operation)
+            at = guest.place(operation)
             return self._call(guest, HYPERVISOR_mmuext_op, at, 1, 0, DOMID_SELF)
         if choice == 2:
             page = guest.domain.hole.ldt_vaddr(0) + draw.below(2) * PAGE
@@ -479,7 +504,7 @@ class Fuzz:
             vaddr = self._vaddr(draw)
             number = draw.pick((HYPERVISOR_update_va_mapping,) * 4 + (HYPERVISOR_multicall, 63))
             calls += MulticallEntry(number, 0, (vaddr, new & 0xFFFFFFFF, new >> 32, 0, 0, 0)).pack()
-        at = self._place(guest, calls)
+        at = guest.place(calls)
         return self._call(guest, HYPERVISOR_multicall, at, count)
 
     def _grant(self, guest: Guest, draw: Draw) -> int:
@@ -529,17 +554,6 @@ class Fuzz:
         self._guests[index] = self._new_guest()
         return 0
 
-    def _place(self, guest: Guest, data: bytes) -> int:
-        """Put a list where the guest keeps them, or the guest is of no more use."""
-        try:
-            return guest.place(data)
-        except Refused:
-            raise _Useless from None
-
-
-class _Useless(Exception):  # noqa: N818 - nothing went wrong
-    """This guest cannot make requests any more."""
-
 
 def _is_whole(number: int, arguments: Sequence[int]) -> bool:
     """Tell whether a call does all or nothing: a list of one, or no list."""
@@ -552,7 +566,8 @@ def _is_whole(number: int, arguments: Sequence[int]) -> bool:
 
 _WEIGHTS = {
     "map": 22,
-    "update": 20,
+    "update": 14,
+    "change": 10,
     "extended": 16,
     "make_table": 14,
     "make_space": 6,
@@ -603,7 +618,8 @@ def run(
             done.append(operation)
             try:
                 fuzz.apply(operation, audit=number % audit_every == 0)
-            except (_Useless, DomainCrash):
+            except (Refused, DomainCrash):
+                # The guest can't even write its requests any more: one that can takes its place.
                 fuzz.apply(("die", (operation[1][0], *[0] * NUMBERS)), audit=True)
         fuzz.check()
         fuzz.close()
@@ -617,15 +633,16 @@ def run(
     return None
 
 
-def minimise(failure: Failure) -> Failure:
+def minimise(failure: Failure, limit_s: float = 300) -> Failure:
     """Leave out what is not needed to fail in the same way; audits after every operation."""
     operations = failure.operations
+    deadline = time.monotonic() + limit_s
     best = run(operations, audit_every=1) or failure
     operations = best.operations
     size = len(operations) // 2
     while size:
         at = 0
-        while at < len(operations):
+        while at < len(operations) and time.monotonic() < deadline:
             shorter = operations[:at] + operations[at + size :]
             again = run(shorter, audit_every=1)
             if again is not None and type(again.error) is type(best.error):

@@ -146,6 +146,7 @@ MACROS = """
 .macro CAUGHT
 1:
     mov esp, [try_esp]
+    mov dword ptr [on_fault], offset stray_fault
     NOTE dword ptr [faults]
 .endm
 
@@ -159,7 +160,7 @@ fault_error:
 fault_eip:
     .long 0
 on_fault:
-    .long 0
+    .long stray_fault
 try_esp:
     .long 0
 tables:
@@ -196,6 +197,9 @@ protection_caught:
     pop dword ptr [fault_eip]
     inc dword ptr [faults]
     jmp dword ptr [on_fault]
+stray_fault:
+    NOTE [fault_eip]
+    FINISH 99
 
 start:
     mov eax, [esi + START_INFO_MFN_LIST]

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pytest
 
+from tests.support.kernel_file import note, with_notes
+from xenlite.abi.x86_32p import XEN_ELFNOTE_GUEST_OS
 from xenlite.devkit.kernel_cache import build_kernel
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +128,28 @@ def test_much_input_arrives_whole(domain: Path) -> None:
     text = bytes(range(32, 64)) * 8192
     result = run(domain, "cmdline=e", typed=text + b"q")
     assert result.stdout == b"hello\n" + text
+
+
+def test_a_guest_that_never_reads_still_hears_signals_and_ctrl_bracket(domain: Path) -> None:
+    text = b"x" * (1 << 20)
+    process = start(domain, "cmdline=l", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"hello\n"
+    os.set_blocking(process.stdin.fileno(), False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(process.stdin.fileno(), text)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(PATIENCE) == 143
+    process.stdout.close()
+    process.stdin.close()
+    child = on_a_terminal(domain, "cmdline=l")
+    child.expect(b"hello")
+    for _ in range(100):
+        child.send(b"x" * 1000)
+    child.send(b"\x1d")
+    assert the_end_of(child)[0] == 130
 
 
 def test_the_end_of_input_does_not_end_the_guest(domain: Path) -> None:
@@ -253,7 +278,15 @@ def test_a_machine_too_small_is_told_with_its_mend(domain: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "words", [["--timeout", "-1"], ["--timeout", "x"], ["--host-memory", "x"], ["--nosuch"]]
+    "words",
+    [
+        ["--timeout", "-1"],
+        ["--timeout", "x"],
+        ["--host-memory", "x"],
+        ["--host-memory", "0"],
+        ["--host-memory=5G"],
+        ["--nosuch"],
+    ],
 )
 def test_wrong_options_are_refused(domain: Path, words: list[str]) -> None:
     result = run(domain, *words)
@@ -268,12 +301,23 @@ def test_check_reads_everything_and_runs_nothing(domain: Path) -> None:
     assert refused(domain, "memory=lots", verb="check")
 
 
+def test_names_that_a_kernel_chose_command_no_terminal(domain: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "kernel"
+    name = note(XEN_ELFNOTE_GUEST_OS, "\x1b]0;owned\x07")
+    hostile.write_bytes(with_notes(name).build())
+    result = run(domain, f"kernel={hostile}", verb="check")
+    assert b"\\x1b]0;owned\\x07" in result.stdout
+    assert b"\x1b" not in result.stdout
+
+
 # -- a terminal -----------------------------------------------------------------------------------
 
 
 def on_a_terminal(*arguments: str | Path) -> pexpect.spawn:
     words = [*XENLITE[1:], "run", *map(str, arguments)]
-    return pexpect.spawn(XENLITE[0], words, cwd=str(ROOT), timeout=PATIENCE)
+    child = pexpect.spawn(XENLITE[0], words, cwd=str(ROOT), timeout=PATIENCE)
+    child.delaybeforesend = None
+    return child
 
 
 def the_end_of(child: pexpect.spawn) -> tuple[int | None, bytes]:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_ERROR = 1
+RUN_ABOUT = """\
+Run a domain here, with its console on this terminal. Ctrl-] leaves and destroys the domain."""
+CREATE_ABOUT = """\
+Make a domain and run it. Today this is the same as `run`: it stays in the foreground, with the
+console joined, and Ctrl-] leaves and destroys the domain. A later version will start the domain in
+a background host and return at once."""
 EXIT_STATUS_HELP = """\
 exit status:
   0         the domain powered off
@@ -32,7 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit status."""
     parser = _parser()
     try:
-        options = parser.parse_args(arguments)
+        # argparse takes `key=value` words directly behind the file only; they may stand anywhere.
+        options, words = parser.parse_known_args(arguments)
+        unknown = [word for word in words if word.startswith("-") or "overrides" not in options]
+        if unknown:
+            parser.error(f"unknown: {' '.join(unknown)}")
+        if words:
+            options.overrides += words
         if options.version:
             sys.stdout.write(f"xenlite {_version()}\n")
             return 0
@@ -57,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _in_the_users_words(error: Exception) -> list[str] | None:
     """Return the lines for an error that the user can mend; None for a fault of xenlite."""
     from xenlite.errors import ConfigError, Refused
+    from xenlite.toolstack.console_log import readable
 
     if isinstance(error, ConfigError):
-        return [str(fault) for fault in error.faults]
-    return [str(error)] if isinstance(error, Refused) else None
+        return [readable(str(fault)) for fault in error.faults]
+    return [readable(str(error))] if isinstance(error, Refused) else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,12 +83,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     verbs = parser.add_subparsers(metavar="VERB")
-    _add_run(verbs, "run", "run a domain here, with its console on this terminal")
-    _add_run(
-        verbs,
-        "create",
-        "make a domain; today the same as `run`: it stays in the foreground with the console"
-        " joined. A later version will start it in a background host and return at once",
+    _add_run(verbs, "run", "run a domain here, with its console on this terminal", RUN_ABOUT)
+    create = _add_run(verbs, "create", "make a domain and run it (today: as `run`)", CREATE_ABOUT)
+    # What fingers trained on xl add; the first two ask for what happens anyway.
+    create.add_argument("-c", "--console", action="store_true", help="join the console, as always")
+    create.add_argument("-F", "--foreground", action="store_true", help="stay here, as always")
+    create.add_argument(
+        "-n", "--dryrun", dest="verb", action="store_const", const=_check, help="only check"
     )
     check = verbs.add_parser("check", help="read a domain's file and its kernel, and run nothing")
     _add_config(check)
@@ -93,12 +107,12 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(
-    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str
-) -> None:
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser], name: str, what: str, about: str
+) -> argparse.ArgumentParser:
     parser = verbs.add_parser(
         name,
         help=what,
-        description=what[0].upper() + what[1:] + ". Ctrl-] leaves and destroys the domain.",
+        description=about,
         epilog=EXIT_STATUS_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -112,12 +126,13 @@ def _add_run(
     )
     parser.add_argument("--log", type=Path, metavar="FILE", help="keep the console's output")
     parser.add_argument(
-        "--host-memory", type=_megabytes, metavar="SIZE", help="memory of the machine (1G)"
+        "--host-memory", type=_host_memory, metavar="SIZE", help="memory of the machine (1G)"
     )
     parser.add_argument(
         "--audit", action="store_true", help="recompute every invariant while it runs (slow)"
     )
     parser.set_defaults(verb=_run)
+    return parser
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -128,6 +143,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from xenlite.cli.run import load
+    from xenlite.toolstack.console_log import readable
     from xenlite.toolstack.layout import plan
     from xenlite.toolstack.lifecycle import Guest
 
@@ -139,7 +155,7 @@ def _check(options: argparse.Namespace) -> int:
         nr_pages=config.pages,
         where=f"domain {config.name!r}",
     )
-    system = guest.image.guest_os or "a kernel that does not say its name"
+    system = readable(guest.image.guest_os) or "a kernel that does not say its name"
     sys.stdout.write(
         f"{options.config}: {config.name}: {system}, entry {guest.image.entry:#x},"
         f" {layout.mapped_pages} of {layout.nr_pages} pages mapped at the start\n"
@@ -172,13 +188,16 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _megabytes(text: str) -> int:
-    from xenlite.toolstack.domain_config import mebibytes
+def _host_memory(text: str) -> int:
+    from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, mebibytes
 
     try:
-        return mebibytes(text) << 20
+        mib = mebibytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+    if not 1 <= mib <= MAX_MEMORY_MIB:
+        raise argparse.ArgumentTypeError(f"{text!r} is not between 1M and {MAX_MEMORY_MIB}M")
+    return mib << 20
 
 
 if __name__ == "__main__":

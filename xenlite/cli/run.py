@@ -80,5 +80,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    """Write one of our own lines beside the guest's."""
-    os.write(sys.stderr.fileno(), f"xenlite: {text}\n".encode(errors="backslashreplace"))
+    """Write lines of our own beside the guest's; names in them may be the guest's choice."""
+    from xenlite.toolstack.console_log import readable
+
+    lines = "\n".join(map(readable, f"xenlite: {text}".split("\n")))
+    os.write(sys.stderr.fileno(), f"{lines}\n".encode(errors="backslashreplace"))

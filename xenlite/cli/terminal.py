@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 LEAVE_KEY: Final = b"\x1d"  # Ctrl-]
 EXIT_LEFT: Final = 130  # as after Ctrl-C: the user ended it
 SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# What a pipe that polls as writable takes without blocking; a terminal takes less at a time.
-WRITE_BYTES: Final = 256
+# What surely fits where poll says that something does: PIPE_BUF, and a terminal's threshold.
+PIPE_BYTES: Final = 4096
+TERMINAL_BYTES: Final = 256
 READ_BYTES: Final = 4096
 POLL_SECONDS: Final = 0.02
 
@@ -43,6 +44,7 @@ class Output:
         self._gives_up = gives_up
         self._broken = broken
         self._filter = EscapeFilter() if os.isatty(fd) else None
+        self._write_bytes = PIPE_BYTES if self._filter is None else TERMINAL_BYTES
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
         self._is_closed = False
@@ -57,7 +59,7 @@ class Output:
                 self._is_closed = self._gives_up()
                 continue
             try:
-                left = left[os.write(self._fd, left[:WRITE_BYTES]) :]
+                left = left[os.write(self._fd, left[: self._write_bytes]) :]
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -112,19 +114,25 @@ class Terminal:
         os.close(self._wake_write)
 
     def _listen(self) -> None:
-        """Hand over input and signals until told to stop."""
+        """Hand over input and signals until told to stop.
+
+        A pipe is left alone while the guest does not keep up, but signals never wait.
+        """
         poll = select.poll()
         poll.register(self._wake_read, select.POLLIN)
-        if self._input >= 0:
-            poll.register(self._input, select.POLLIN)
-        is_reading = self._input >= 0
+        is_open, is_watched = self._input >= 0, False
         while not self._stopping.is_set():
-            ready = dict(poll.poll())
+            wanted = is_open and (self._is_terminal or self._wants_input())
+            if wanted and not is_watched:
+                poll.register(self._input, select.POLLIN)
+            elif is_watched and not wanted:
+                poll.unregister(self._input)
+            is_watched = wanted
+            ready = dict(poll.poll(None if wanted or not is_open else POLL_SECONDS * 1000))
             if self._wake_read in ready:
                 self._signals(os.read(self._wake_read, READ_BYTES))
-            if is_reading and self._input in ready and not self._read():
-                poll.unregister(self._input)
-                is_reading = False
+            if self._input in ready:
+                is_open = self._read()
 
     def _signals(self, numbers: bytes) -> None:
         for number in numbers:
@@ -137,16 +145,17 @@ class Terminal:
             data = os.read(self._input, READ_BYTES)
         except OSError:
             return False
-        if self._is_terminal and LEAVE_KEY in data:
+        if not self._is_terminal:
+            if data:
+                self._typed(data)
+            return bool(data)
+        keys, leaves, _ = data.partition(LEAVE_KEY)
+        # Keys that a guest has no room for are lost, as on any terminal; Ctrl-] must not be.
+        if keys and self._wants_input():
+            self._typed(keys)
+        if leaves:
             self._leave(EXIT_LEFT)
-            data = data.partition(LEAVE_KEY)[0]
-        elif not data:
-            return False
-        if data:
-            self._typed(data)
-        while not self._wants_input() and not self._stopping.wait(POLL_SECONDS):
-            pass
-        return True
+        return bool(data)
 
 
 def _raw(modes: list[Any]) -> list[Any]:

@@ -144,8 +144,9 @@ _PUSH: Final = [Struct(f"<{words}I").pack_into for words in range(_LONGEST_FRAME
 _PACK: Final = [Struct(f"<{words}I").pack for words in range(_LONGEST_FRAME + 1)]
 _INNER_IRET_SIZE: Final = 16
 _OUTER_IRET_SIZE: Final = 24
-_INNER_IRET: Final = Struct("<4I").unpack_from
-_OUTER_IRET: Final = Struct("<6I").unpack_from
+# Only the selectors count: above CS lies the mask byte, and whatever was pushed above SS.
+_INNER_IRET: Final = Struct("<2IH2xI").unpack_from
+_OUTER_IRET: Final = Struct("<2IH2x2IH2x").unpack_from
 _VM86_FRAME: Final = Struct("<10I")  # eax, eip, cs, eflags, esp, ss, es, ds, fs, gs
 
 
@@ -364,7 +365,7 @@ class Bounce:
         if eflags & _CLEARED_ON_ENTRY:
             regs[EFLAGS] &= ~_CLEARED_ON_ENTRY & _WORD
             if eflags & EFLAGS_VM:
-                self._drop_vm86_selectors()
+                self._drop_vm86_state()
         if segments is not None:
             self._set_cs_and_ss(segments)
 
@@ -423,11 +424,14 @@ class Bounce:
         ):
             regs[HFLAGS] &= ~HF_ADDSEG & _WORD
 
-    def _drop_vm86_selectors(self) -> None:
+    def _drop_vm86_state(self) -> None:
         """Null what virtual-8086 mode left in the data selectors, as a trap from there does.
 
-        Hardware never enters that mode from an outer ring; the engine does (ENGINES 6).
+        Hardware never enters that mode from an outer ring; the engine does (ENGINES 6), and then
+        takes IOPL and IF from the same frame.
         """
+        regs = self._regs
+        regs[EFLAGS] = regs[EFLAGS] & ~EFLAGS_IOPL | EFLAGS_IF
         for index in _FAILSAFE_ORDER:
             self._engine.set_segment(index, 0, 0, 0, 0)
 
@@ -455,7 +459,7 @@ class Bounce:
             eax, eip, cs, eflags, esp, ss = _OUTER_IRET(m8, maddr)
             if eflags & _SLOW_TO_RESTORE or vcpu.iopl or cs & SELECTOR_RPL != OUTERMOST:
                 return iret_slowly()
-            segments = vcpu.segments.get(cs << 16 | ss & 0xFFFF)
+            segments = vcpu.segments.get(cs << 16 | ss)
             if segments is None:
                 return iret_slowly()
             state, bits, _ = segments
@@ -488,8 +492,6 @@ class Bounce:
         esp = regs[ESP]
         top = (esp + regs[SS_SELECTOR + SEGMENT_BASE]) & _WORD
         eax, eip, cs, eflags, new_esp, ss = self._read_iret_frame(top)
-        cs &= 0xFFFF
-        ss &= 0xFFFF
         ring = cs & SELECTOR_RPL
         if eflags & EFLAGS_VM:
             self._refuse_vm86(vcpu, top)

@@ -9,8 +9,9 @@ trust::
     idle --begin (#PF)--> stepping --finish (#DB)--> idle    changes committed or refused
                              `-----abort (any other trap, or a stop)--> idle, nothing happened
 
-While stepping, one L1 entry of the guest leads to the scratch page. Nothing else of the hypervisor
-runs before ``finish`` or ``abort`` has put it back.
+While stepping, one L1 entry of the guest leads to the scratch page. Nothing but that instruction,
+and nothing else of the hypervisor, runs before ``finish`` or ``abort`` has put it back: events
+wait, and any other trap aborts.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class PageWrites:
         self._setters = {L1: self._paging.set_l1, L2: self._set_l2, L2XEN: self._set_l2}
         self._scratch: int | None = None
         self.is_stepping = False
+        self.guest_steps = False  # the last store was made under the guest's own trap flag
         self._vaddr = 0
         self._slot = 0
         self._entry = 0
@@ -109,7 +111,8 @@ class PageWrites:
         start = scratch << PAGE_SHIFT
         after = bytes(self._m8[start : start + PAGE_SIZE])
         old_flags = int.from_bytes(self._registers[4 * EFLAGS : 4 * EFLAGS + 4], "little")
-        if not old_flags & EFLAGS_TF:
+        self.guest_steps = bool(old_flags & EFLAGS_TF)
+        if not self.guest_steps:
             self._engine.regs[EFLAGS] &= ~EFLAGS_TF & _LOW
         if after == self._before:
             return True

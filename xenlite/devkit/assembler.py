@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from struct import iter_unpack
 from typing import Any
@@ -25,7 +25,8 @@ from typing import Any
 from xenlite.abi import x86_32p
 from xenlite.devkit import elf_writer, keystone_child
 from xenlite.devkit.assembly_expression import LABEL
-from xenlite.devkit.assembly_source import AssemblyError, Line, Place, Section, Source
+from xenlite.devkit.assembly_source import Line, Section, Source
+from xenlite.devkit.assembly_text import AssemblyError, Place
 from xenlite.devkit.kernel_cache import build_kernel, include_directories
 from xenlite.errors import Fault
 
@@ -150,7 +151,7 @@ class _Image:
     def padded(self) -> list[AssembledSection]:
         """Give the sections with the gaps between them filled, and what has no data as zeros."""
         out = []
-        for section, following in zip(self.sections, [*self.sections[1:], None], strict=True):
+        for section, following in zip_longest(self.sections, self.sections[1:]):
             size = following.address - section.address if following else section.size
             data = section.data.ljust(size, b"\0")
             out.append(AssembledSection(section.name, section.flags, section.address, size, data))
@@ -161,6 +162,8 @@ def _assemble_unit(program: Source, base: int, boundary: int) -> _Image:
     sections = sorted((s for s in program.sections.values() if s.lines), key=_order)
     edges = {s.name: (_edge(s, "start"), _edge(s, "end")) for s in sections}
     program.finish(edge for pair in edges.values() for edge in pair)
+    if not sections:
+        return _Image((), {})
     names = [*program.labels, *(edge for pair in edges.values() for edge in pair)]
     pads = [0] * len(sections)
     for _ in range(_MAX_PASSES):
@@ -244,10 +247,7 @@ def _culprits(lines: Sequence[Line], answer: dict[str, Any] | None) -> AssemblyE
         reason = answer["error"] if answer else "it does not come back"
         raise AssertionError(f"Keystone refuses the whole, and no line alone: {reason}")
     return AssemblyError(
-        *(
-            Fault(str(line.place), f"{_readable(text)}: {_shown(line.text)}")
-            for line, text in faults
-        )
+        *(Fault(str(at.place), f"{_readable(text)}: {_shown(at.text)}") for at, text in faults)
     )
 
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-NAME = r"[A-Za-z_.$][\w.$]*"
+NAME = r"[A-Za-z_.$][A-Za-z0-9_.$]*"
 LABEL = "L."
 """Comes before each label that Keystone sees: some plain words are operators to it."""
 

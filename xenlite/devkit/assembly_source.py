@@ -22,18 +22,26 @@ from pathlib import Path
 
 from xenlite.devkit import assembly_expression, assembly_operands
 from xenlite.devkit.assembly_expression import LABEL, NAME, ExpressionError, Value
-from xenlite.errors import ConfigError, Fault
+from xenlite.devkit.assembly_text import (
+    AssemblyError,
+    Place,
+    Statement,
+    find_include,
+    statements_of,
+    text_of,
+)
+from xenlite.errors import Fault
 
 _MAX_STATEMENTS = 500_000
 _MAX_DEPTH = 64
-_LEXEME = re.compile(
-    r'"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])\'|(/\*.*?\*/)|((?://|\#)[^\n]*)|(;)', re.DOTALL
-)
+_MAX_FILL = 64 << 20
+_MAX_ALIGNMENT = 4 << 20
 _LABEL = re.compile(rf"({NAME}|[0-9]+)\s*:(?!:)\s*(.*)", re.DOTALL)
 _ASSIGNMENT = re.compile(rf"({NAME})\s*=(?!=)\s*(.+)")
 _NUMERIC_REFERENCE = re.compile(r"(?<![\w.$])([0-9]+)([bf])(?![\w.$])")
 _PLAIN_NUMBER = re.compile(r"0x[0-9a-fA-F]+|[0-9]+")
 _NAME_ONLY = re.compile(NAME)
+_SECTION_NAME = re.compile(r"[A-Za-z0-9_.]+")
 _SUBSTITUTION = re.compile(r"\\(@|\(\)|[A-Za-z_]\w*)")
 _BLOCKS = {".macro": ".endm", ".rept": ".endr", ".irp": ".endr"}
 _WIDTHS = {
@@ -42,36 +50,6 @@ _WIDTHS = {
 _EMITTED = {1: ".byte", 2: ".word", 4: ".long", 8: ".quad"}
 _BUILTIN_SECTIONS = {".text": "ax", ".rodata": "a", ".data": "aw", ".bss": "aw"}
 _NO_EFFECT = frozenset({".intel_syntax", ".code32", ".size", ".file", ".ident"})
-
-
-class AssemblyError(ConfigError):
-    """Report what is wrong with an assembler source, each fault with its file and line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A line of a file; `via` is where the macro was used that it comes from."""
-
-    file: str
-    line: int
-    via: Place | None = None
-
-    def __str__(self) -> str:
-        here = f"{self.file}:{self.line}"
-        outermost = self
-        while outermost.via is not None:
-            outermost = outermost.via
-        if outermost is self:
-            return here
-        return f"{outermost.file}:{outermost.line}: in the macro at {here}"
-
-
-@dataclass(frozen=True, slots=True)
-class Statement:
-    """One statement as it was written, without comments."""
-
-    place: Place
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,12 +137,12 @@ class Source:
     def read_file(self, path: Path) -> None:
         """Read a source and what it includes. Raise `AssemblyError`."""
         self._directory.append(path.parent)
-        self.read_text(_text_of(path, None), path.name)
+        self.read_text(text_of(path, None), path.name)
         self._directory.pop()
 
     def read_text(self, text: str, name: str) -> None:
         """Read `text`; faults call it `name`. Raise `AssemblyError`."""
-        self._execute(_statements(text, name))
+        self._execute(statements_of(text, name))
 
     def finish(self, provided: Iterable[str]) -> None:
         """Check that every name used is a label, a constant or one of `provided`."""
@@ -195,14 +173,18 @@ class Source:
         while index < len(statements):
             statement = statements[index]
             self._place = statement.place
-            self._executed += 1
-            if self._executed > _MAX_STATEMENTS:
-                raise self._fault(f"more than {_MAX_STATEMENTS} statements")
+            self._count()
             try:
                 index = self._step(statements, index)
             except ExpressionError as error:
                 raise self._fault(str(error), statement.place) from None
         self._depth -= 1
+
+    def _count(self) -> None:
+        """Bound what macros and repetitions can make of a few lines."""
+        self._executed += 1
+        if self._executed > _MAX_STATEMENTS:
+            raise self._fault(f"more than {_MAX_STATEMENTS} statements")
 
     def _step(self, statements: Sequence[Statement], index: int) -> int:
         """Carry out the statement at `index`; return the index of the next one."""
@@ -250,11 +232,8 @@ class Source:
             raise ExpressionError(f"unknown directive {word}")
 
     def _emit(self, text: str, *, is_code: bool = False) -> None:
-        prefixes = 0
-        for word in text.split(" "):
-            if word not in assembly_operands.PREFIXES:
-                break
-            prefixes += 1
+        *before, _ = text.split(" ")
+        prefixes = sum(word in assembly_operands.PREFIXES for word in before)
         # Keystone counts a prefix as a statement of its own.
         self._section.lines.append(Line(self._place, text, 1 + prefixes, is_code))
 
@@ -406,6 +385,7 @@ class Source:
 
     def _rept(self, rest: str, body: Sequence[Statement]) -> None:
         for _ in range(self._constant(rest)):
+            self._count()
             self._execute(body)
 
     def _irp(self, rest: str, body: Sequence[Statement]) -> None:
@@ -437,7 +417,7 @@ class Source:
             raise ExpressionError(f"no file {rest} beside this one or in the include directories")
         place = self._place
         self._directory.append(path.parent)
-        self._execute(_statements(_text_of(path, place), path.name))
+        self._execute(statements_of(text_of(path, place), path.name))
         self._directory.pop()
 
     # Sections and symbols
@@ -450,7 +430,7 @@ class Source:
         family = ".".join(name.split(".")[:2])
         default = _BUILTIN_SECTIONS.get(family, "a")
         flags = assembly_expression.string(more[0]).decode() if more else default
-        if not name or set(flags) - set("awx"):
+        if not _SECTION_NAME.fullmatch(name) or set(flags) - set("awx"):
             raise ExpressionError('write `.section name, "flags"` with flags out of a, w, x')
         nobits = more[1:] == ["@nobits"] or family == ".bss"
         section = self._enter(name, flags, nobits=nobits)
@@ -509,7 +489,7 @@ class Source:
         self._repeat(count, size, value)
 
     def _repeat(self, count: int, size: int, value: int) -> None:
-        if count < 0 or size not in _EMITTED:
+        if size not in _EMITTED or not 0 <= count * size <= _MAX_FILL:
             raise ExpressionError(f"{count} times {size} bytes cannot be filled")
         if count:
             self._emit(f".fill {count:#x}, {size:#x}, {value % (1 << 8 * size):#x}")
@@ -520,6 +500,8 @@ class Source:
         boundary = 1 << number if power and 0 <= number < 32 else number
         if boundary <= 0 or boundary & (boundary - 1):
             raise ExpressionError(f"{boundary} is not a power of two")
+        if boundary > _MAX_ALIGNMENT:
+            raise ExpressionError(f"{boundary} is above the largest boundary, {_MAX_ALIGNMENT}")
         self._section.alignment = max(self._section.alignment, boundary)
         if boundary == 1:
             return
@@ -529,35 +511,3 @@ class Source:
             self._emit(f".balign {boundary:#x}")
         else:
             self._emit(f".balign {boundary:#x}, 0x0")
-
-
-def find_include(name: str, beside: Path, include_dirs: Sequence[Path]) -> Path | None:
-    """Return the file that `.include "name"` means in a file of the directory `beside`."""
-    for directory in (beside, *include_dirs):
-        if (directory / name).is_file():
-            return directory / name
-    return None
-
-
-def _text_of(path: Path, place: Place | None) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        where = str(place) if place else str(path)
-        raise AssemblyError(Fault(where, f"{path.name}: {reason}")) from None
-
-
-def _statements(text: str, name: str) -> list[Statement]:
-    def replace(match: re.Match[str]) -> str:
-        if match[1]:
-            return " " + "\n" * match[1].count("\n")
-        return "" if match[2] else "\0" if match[3] else match[0]
-
-    statements = []
-    for number, line in enumerate(_LEXEME.sub(replace, text).split("\n"), 1):
-        for piece in line.split("\0"):
-            stripped = " ".join(piece.split(None, 1)) if '"' in piece else " ".join(piece.split())
-            if stripped:
-                statements.append(Statement(Place(name, number), stripped))
-    return statements

@@ -18,13 +18,15 @@ except ImportError:
     from hashlib import sha256
 
 if TYPE_CHECKING:
-    from xenlite.devkit.assembly_source import AssemblyError
+    from xenlite.devkit.assembly_text import AssemblyError
 
 _DRIVER = (
     "assembler.py", "assembler_worker.py", "assembly_expression.py", "assembly_operands.py",
-    "assembly_source.py", "elf_writer.py", "kernel_cache.py", "keystone_child.py",
+    "assembly_source.py", "assembly_text.py", "elf_writer.py", "kernel_cache.py",
+    "keystone_child.py",
 )  # fmt: skip
-_INCLUDE = re.compile(rb'^[^#"\n]*\.include\s+"([^"\n]+)"', re.MULTILINE)
+# Also what a comment or an untaken branch names: at worst a kernel is assembled once too often.
+_INCLUDE = re.compile(rb'\.include\s+"([^"\n]+)"')
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -80,7 +82,7 @@ def _content_hash(source: Path) -> str:
         except OSError as error:
             raise _error(path, error.strerror or "cannot be read") from None
         digest.update(b"%d:%s" % (len(data), data))
-        for name in _INCLUDE.findall(data) if b".include" in data else ():
+        for name in _INCLUDE.findall(data):
             todo += [
                 found
                 for directory in (path.parent, *directories)
@@ -91,7 +93,7 @@ def _content_hash(source: Path) -> str:
 
 
 def _error(path: Path, what: str) -> AssemblyError:
-    from xenlite.devkit.assembly_source import AssemblyError
+    from xenlite.devkit.assembly_text import AssemblyError
     from xenlite.errors import Fault
 
     return AssemblyError(Fault(str(path), what))

@@ -18,7 +18,6 @@ from xenlite.abi.x86_32p import (
     HYPERVISOR_multicall,
 )
 from xenlite.core.paging import WORK_BUDGET
-from xenlite.core.vcpu import VcpuState
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, NoteRefusal, Restart
 from xenlite.machine.trap import REGISTERS_SET
@@ -62,12 +61,12 @@ class Multicall:
 
     def _run(self, calls: int, count: int) -> int:
         domain, table, memory = self._domain, self._table, self._guest_memory
-        paging, vcpu = domain.paging, domain.current
+        paging = domain.paging
         trail = self._trail
         translate_write = memory.translate_write
         m32 = domain.machine.memory.m32
         for at in range(calls, calls + count * SIZEOF_MULTICALL_ENTRY, SIZEOF_MULTICALL_ENTRY):
-            if paging.work_left <= 0 or vcpu.state is not VcpuState.RUNNABLE or paging.deferred:
+            if paging.work_left <= 0 or paging.deferred:
                 raise Restart((at, count - (at - calls) // SIZEOF_MULTICALL_ENTRY, 0, 0, 0))
             paging.work_left -= 1
             number, _, a, b, c, d, e, _ = _ENTRY.unpack(memory.read(at, SIZEOF_MULTICALL_ENTRY))

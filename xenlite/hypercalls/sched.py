@@ -79,7 +79,7 @@ class SchedCalls:
         """Yield, block or shut down by the old number: ``argument`` is the reason itself."""
         if command == SCHEDOP_shutdown:
             self._domain.shut_down(argument & _REASON)
-            self._domain.engine.stop()
+            self._leave()
             return 0
         if command not in (SCHEDOP_yield, SCHEDOP_block):
             raise Refused(ENOSYS, "sched.command", command)
@@ -89,7 +89,7 @@ class SchedCalls:
 
     def _yield(self, _argument: int) -> int:
         self._domain.current.has_yielded = True
-        self._domain.engine.stop()
+        self._leave()
         return 0
 
     def _block(self, _argument: int) -> int:
@@ -98,7 +98,7 @@ class SchedCalls:
         self._memory.write(vcpu.mask_at, b"\0")
         if not self._memory.m8[vcpu.info_maddr + VCPU_INFO_EVTCHN_UPCALL_PENDING]:
             vcpu.block()
-        self._domain.engine.stop()
+        self._leave()
         return 0
 
     def _poll(self, argument: int) -> int:
@@ -108,7 +108,7 @@ class SchedCalls:
             raise Refused(EINVAL, "sched.poll-ports", poll.nr_ports)
         copy = self._guest_memory.read(poll.ports, poll.nr_ports * _PORT_SIZE)
         vcpu = self._domain.current
-        self._domain.engine.stop()
+        self._leave()
         if 0 < self._memory.m16[vcpu.upcall_index] < 0x100:
             return 0  # an event is about to be delivered
         if self._domain.events.poll(vcpu.id, memoryview(copy).cast("I")):
@@ -123,7 +123,7 @@ class SchedCalls:
     def _shutdown(self, argument: int) -> int:
         copy = self._guest_memory.read(argument, SIZEOF_SCHED_SHUTDOWN)
         self._domain.shut_down(SchedShutdown.unpack(copy).reason & _REASON)
-        self._domain.engine.stop()
+        self._leave()
         return 0
 
     def _shutdown_code(self, argument: int) -> int:
@@ -149,3 +149,8 @@ class SchedCalls:
 
     def _pin_override(self, _argument: int) -> int:
         raise Refused(EPERM, "sched.pinning-needs-privilege")
+
+    def _leave(self) -> None:
+        """End the turn after this call; the rest of a multicall waits for the next one."""
+        self._domain.paging.work_left = 0
+        self._domain.engine.stop()

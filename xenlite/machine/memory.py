@@ -24,6 +24,7 @@ Invariants:
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from typing import Final, Protocol
@@ -116,11 +117,25 @@ class MachineMemory:
                 self.wrote(mfn)
 
     def scrub(self, mfn: int) -> None:
-        """Zero the frame."""
+        """Zero the frame.
+
+        One that the host has not yet given memory to is zero, and stays without: writing it would
+        cost 4 us and a page of the host's, where asking costs 0.4 us.
+        """
         maddr = mfn << PAGE_SHIFT
+        if not self._has_memory(maddr):
+            return
         self.m8[maddr : maddr + PAGE_SIZE] = _ZERO_PAGE
         if self.code[mfn]:
             self.wrote(mfn)
+
+    def _has_memory(self, maddr: int) -> bool:
+        try:
+            return os.lseek(self.fd, maddr, os.SEEK_DATA) == maddr
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # nothing from here to the end
+                raise
+            return False
 
     def discard(self, mfn: int, count: int = 1) -> None:
         """Zero ``count`` frames by giving their memory back to the host.

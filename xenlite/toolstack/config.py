@@ -18,7 +18,6 @@ that a domain may take from the start of the process to the first line of its ke
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,14 +34,13 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_writable_pagetables,
 )
 from xenlite.errors import ConfigError, Fault
-from xenlite.toolstack.domain_config import DomainConfig, Reaction, mebibytes
+from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
-MAX_MEMORY_MIB: Final = 64 << 10  # what a 36-bit physical address reaches
 MIN_MEMORY_MIB: Final = 4  # the smallest initial mapping
 LATER_XL_KEYS: Final = frozenset(
     {"cap", "cpus", "cpu_weight", "disk", "extra", "root", "vfb", "vif"}
@@ -375,6 +373,8 @@ def _unknown(word: str) -> str:
 
 
 def _nearest(word: str, words: list[str]) -> str:
+    import difflib
+
     close = difflib.get_close_matches(word.lower(), words, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 

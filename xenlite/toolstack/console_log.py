@@ -33,7 +33,7 @@ class ConsoleTail:
         """Return the last lines, readable whatever the guest wrote."""
         text = bytes(self._kept[-TAIL_BYTES:]).decode("utf-8", "backslashreplace")
         lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
-        return [_readable(line) for line in lines[-count:]]
+        return [readable(line) for line in lines[-count:]]
 
 
 class LogFile:
@@ -75,5 +75,6 @@ class LogFile:
             self._file = None
 
 
-def _readable(line: str) -> str:
+def readable(line: str) -> str:
+    """Return a line that commands no terminal, whoever chose its characters."""
     return "".join(c if c.isprintable() or c == "\t" else f"\\x{ord(c):02x}" for c in line)

@@ -13,6 +13,8 @@ from xenlite.abi.x86_32p import XEN_PAGE_SHIFT
 if TYPE_CHECKING:
     from pathlib import Path
 
+# start_info gives a 32-bit kernel the machine address of shared_info in 32 bits.
+MAX_MEMORY_MIB: Final = 4 << 10
 SIZE_UNITS: Final = {"K": 1, "M": 1 << 10, "G": 1 << 20}  # in KiB
 PAGES_PER_MIB: Final = 1 << (20 - XEN_PAGE_SHIFT)
 

@@ -125,19 +125,19 @@ class Host:
         preserved: set[int] = set()
         while True:
             self._hypervisor.run(lambda: self._has_news(preserved), self._deadline_ns)
-            if self._leave_status is not None:
-                return status if preserved else self._leave_status
             for guest in self._guests:
                 domid = _domid(guest)
                 if domid is None or domid in preserved or not self._has_ended(domid):
                     continue
-                ended, kept = self._react(guest)
+                ended, stays = self._react(guest)
                 status = status or ended
-                if kept:
+                if stays:
                     preserved.add(domid)
             if all(guest.domain is None for guest in self._guests):
                 self._audit()
                 return status
+            if self._leave_status is not None:
+                return status if preserved else self._leave_status
             if self.has_to_end():
                 return EXIT_TIMEOUT
 

@@ -18,7 +18,8 @@ from xenlite.dom0.console import Console
 from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.builder import BuiltDomain, build
 from xenlite.toolstack.domain_config import Reaction
-from xenlite.toolstack.image import MAX_IMAGE_BYTES, parse_kernel, unpack
+from xenlite.toolstack.image import parse_kernel
+from xenlite.toolstack.packed import MAX_IMAGE_BYTES, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,12 +10,12 @@ from bisect import bisect_right
 from struct import Struct
 from typing import Final
 
-from xenlite.toolstack.image import sections
+from xenlite.errors import ConfigError
+from xenlite.toolstack.elf import SHF_EXECINSTR, SHT_SYMTAB, ElfFile
 
 MAX_SYMBOLS: Final = 1 << 20
+MAX_NAME: Final = 256
 _SYMBOL: Final = Struct("<IIIBBH")
-_SHT_SYMTAB: Final = 2
-_SHF_EXECINSTR: Final = 4
 _SHN_UNDEF: Final = 0
 _SHN_ABS: Final = 0xFFF1
 # No type, object (the hypercall page is one), function.
@@ -51,22 +51,25 @@ class Symbols:
 
 def read_symbols(image: bytes) -> Symbols:
     """Read the labels of an unpacked kernel; none where it has no sound symbol table."""
+    try:
+        return _read(ElfFile(image, ""))
+    except ConfigError:
+        return Symbols({}, [])
+
+
+def _read(elf: ElfFile) -> Symbols:
+    sections = elf.sections()
+    code = [range(s.vaddr, s.vaddr + s.size) for s in sections if s.flags & SHF_EXECINSTR]
+    table = next((s for s in sections if s.kind == SHT_SYMTAB and s.link < len(sections)), None)
     found: dict[int, str] = {}
-    table = sections(image)
-    code = [range(s.vaddr, s.vaddr + s.size) for s in table if s.flags & _SHF_EXECINSTR]
-    for section in table:
-        if section.kind != _SHT_SYMTAB or section.link >= len(table):
-            continue
-        names = table[section.link].contents
-        whole = len(section.contents) // _SYMBOL.size * _SYMBOL.size
-        symbols = section.contents[: min(whole, MAX_SYMBOLS * _SYMBOL.size)]
-        for name, value, _, info, _, index in _SYMBOL.iter_unpack(symbols):
-            if info & 15 not in _LABELS or index in (
-                _SHN_UNDEF,
-                _SHN_ABS,
-            ):
+    if table is not None:
+        names = elf.contents(sections[table.link])
+        count = min(table.size // _SYMBOL.size, MAX_SYMBOLS)
+        stored = elf.contents(table)[: count * _SYMBOL.size]
+        for name, value, _, info, _, index in _SYMBOL.iter_unpack(stored):
+            if info & 15 not in _LABELS or index in (_SHN_UNDEF, _SHN_ABS):
                 continue
-            text = bytes(names[name : name + 256]).split(b"\0", 1)[0]
+            text = bytes(names[name : name + MAX_NAME]).split(b"\0", 1)[0]
             # Of several names for one place, the first in the file: that is the linker's order.
             if text and not text.startswith((b".L", b"$")):
                 found.setdefault(value, text.decode("ascii", "backslashreplace"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""mmuext_op from ring 1: flushes that are seen to flush, pages cleared and copied, tables loaded."""
+"""mmuext_op from ring 1: flushes that are seen to flush, pages, and descriptor tables."""
 
 from __future__ import annotations
 

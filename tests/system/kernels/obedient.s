@@ -125,10 +125,13 @@ echo:
     inc ecx
     mov [edi + XENCONS_INTERFACE_IN_CONS], ecx
     cmp al, 'q'
-    je power_off
+    je echo_end
     call put
-    call notify
     jmp echo
+echo_end:
+    call notify
+    call drain
+    jmp power_off
 echo_wait:
     call notify
     call yield

@@ -226,6 +226,17 @@ def test_a4_the_right_to_write_through_an_l2_entry_is_counted_once(guest: Guest)
     assert guest.domain.guest_memory.translate_write(guest.vaddr(600))
 
 
+def test_a4_another_table_in_an_upper_entry_is_validated(guest: Guest) -> None:
+    first, second = guest.make_table(A, {}), guest.make_table(B, {})
+    l2 = guest.mfns[L2_PFN]
+    assert store(guest, l2, 9, entry(first, TABLE)) == 0
+    assert store(guest, l2, 9, entry(second, TABLE)) == 0
+    assert (kind(guest, first), kind(guest, second)) == (FrameType.NONE, FrameType.L1)
+    refused(guest, lambda: store(guest, l2, 9, entry(guest.mfns[DATA], TABLE)), EINVAL)
+    assert guest.domain.paging.slot_of(BASE + (9 << 21)) == second * 512
+    assert guest.world.audit() == []
+
+
 # -- A5: no table within its own level --------------------------------------------------------
 
 

@@ -15,9 +15,9 @@ from xenlite.abi.x86_32p import (
     XEN_ELFNOTE_XEN_VERSION,
     HYPERVISOR_mmu_update,
 )
-from xenlite.devkit import keystone_child
+from xenlite.devkit import kernel_cache, keystone_child
 from xenlite.devkit.assembler import assemble, assemble_fragment
-from xenlite.devkit.assembly_source import AssemblyError
+from xenlite.devkit.assembly_text import AssemblyError
 from xenlite.devkit.kernel_cache import build_kernel
 from xenlite.errors import ConfigError
 
@@ -220,11 +220,20 @@ def test_a_fragment_takes_constants() -> None:
         ('.error "no luck"', "fragment:1: no luck"),
         ("(", "fragment:1: '(' is no instruction"),
         ("jecxz x\n.space 512\nx:", "fragment:1: the label is too far away: 'jecxz x'"),
+        (".rept 1 << 40\n.endr", "fragment:1: more than 500000 statements"),
+        (".space 1 << 40", "fragment:1: 1099511627776 times 1 bytes cannot be filled"),
+        (".align 1 << 30", "fragment:1: 1073741824 is above the largest boundary"),
+        ("\u00e9", "fragment:1: '\u00e9' is no instruction"),
         (".macro R\nR\n.endm\nR", "macros or includes are nested more than 64 deep"),
     ],
 )
 def test_a_fault_says_where_and_why(text: str, expected: str) -> None:
     assert expected in fault(text)
+
+
+def test_nothing_assembles_to_nothing() -> None:
+    assert assemble_fragment("# only a comment").code == b""
+    assert code("lock") == "f0"
 
 
 def test_every_fault_that_keystone_finds_is_reported() -> None:
@@ -347,3 +356,20 @@ def test_a_built_kernel_is_kept_until_a_source_changes(
     assert second != first
     assert second.read_bytes() != data
     assert [path.suffix for path in first.parent.iterdir()] == [".elf", ".elf"]
+
+
+def test_the_hash_covers_every_file_of_the_assembler() -> None:
+    directory = Path(kernel_cache.__file__).parent
+    own = {path.name for path in directory.glob("assembl*.py")}
+    assert own | {"elf_writer.py", "kernel_cache.py", "keystone_child.py"} == set(
+        kernel_cache._DRIVER
+    )
+
+
+def test_the_hash_covers_every_include_of_a_line(kernel: Path) -> None:
+    for name in ("a.s", "b.s"):
+        kernel.with_name(name).write_text("nop")
+    kernel.write_text('_start: .include "a.s"; .include "b.s"')
+    before = kernel_cache.kernel_name(kernel)
+    kernel.with_name("b.s").write_text("hlt")
+    assert kernel_cache.kernel_name(kernel) != before

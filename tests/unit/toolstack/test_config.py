@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from xenlite.abi.x86_32p import VMASST_TYPE_pae_extended_cr3, VMASST_TYPE_writable_pagetables
 from xenlite.errors import ConfigError
 from xenlite.toolstack.config import KEYS, json_schema, load, parse
 from xenlite.toolstack.domain_config import DomainConfig, Reaction
@@ -83,6 +84,16 @@ def test_text_is_what_stands_in_the_file(word: str) -> None:
     assert (read(text).kernel_name, read(text).cmdline) == (word, word)
 
 
+def test_assists_are_named_as_xen_names_them() -> None:
+    wanted = (VMASST_TYPE_writable_pagetables, VMASST_TYPE_pae_extended_cr3)
+    for text in (b"pae_extended_cr3, writable_pagetables", b"writable_pagetables pae_extended_cr3"):
+        assert read(LEAST + b"assists: " + text).assists == tuple(sorted(wanted))
+    assert faults(LEAST + b"assists: writable_pagetable") == [
+        "dom.yaml:3: assists: 'writable_pagetable' is no assist;"
+        " did you mean 'writable_pagetables'?"
+    ]
+
+
 def test_an_empty_optional_key_counts_as_left_out() -> None:
     assert read(LEAST + b"ramdisk:\nmaxmem: ~\ncmdline: null\n") == read(LEAST)
 
@@ -125,7 +136,7 @@ memory: 32
         ("vcpus: 1.5", "dom.yaml:3: vcpus: '1.5' is not a whole number"),
         ("vcpus: 0", "dom.yaml:3: vcpus: '0' is too small; at least 1"),
         ("memory: 1k", "dom.yaml:3: memory: '1k' is not a whole number of MiB"),
-        ("memory: 65G", "dom.yaml:3: memory: '65G' is too large; at most 65536"),
+        ("memory: 65G", "dom.yaml:3: memory: '65G' is too large; at most 4096"),
         ("memory: -32", "dom.yaml:3: memory: '-32' is not a size; write MiB (32) or a unit"),
         ("cmdline: &a x", None),
         ("cmdline: *a", "dom.yaml:3: cmdline: an alias, where one value belongs"),
@@ -207,7 +218,7 @@ def test_paths_start_at_the_file(tmp_path: Path) -> None:
     assert load(tmp_path / "dom.yaml").kernel == tmp_path / "b"
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -36,7 +36,8 @@ from xenlite.abi.x86_32p import (
     XEN_ELFNOTE_XEN_VERSION,
 )
 from xenlite.errors import ConfigError, Fault
-from xenlite.toolstack.image import MAX_IMAGE_BYTES, parse_kernel, unpack
+from xenlite.toolstack.image import parse_kernel
+from xenlite.toolstack.packed import MAX_IMAGE_BYTES, unpack
 
 GUEST_STRING = (
     b"GUEST_OS=Old,GUEST_VERSION=1.3,XEN_VER=xen-3.0,VIRT_BASE=0xC0000000,"
@@ -293,6 +294,12 @@ def test_a_note_of_four_gigabytes_is_refused_or_ends_the_list(field: int) -> Non
 
 def test_a_region_of_endless_notes_is_refused() -> None:
     assert "more than" in refusal(KernelFile(notes=NOTES + bytes(12 * 2000)).build())
+
+
+def test_many_regions_of_large_notes_cost_little() -> None:
+    huge = pack("<III", 1 << 20, 0, 0) + bytes(1 << 20)
+    kernel = KernelFile(notes=huge, extra_notes=4000).build()
+    assert "more than 1024 notes" in refusal(kernel)
 
 
 @pytest.mark.parametrize("number", [b"zz", b"", b"0x" + b"f" * 4000, b"-5"])

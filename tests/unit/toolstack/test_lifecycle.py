@@ -15,7 +15,6 @@ from xenlite.abi.x86_32p import (
 )
 from xenlite.errors import ConfigError
 from xenlite.toolstack.domain_config import DomainConfig, Reaction
-from xenlite.toolstack.image import MAX_IMAGE_BYTES
 from xenlite.toolstack.lifecycle import (
     RESTART_WINDOW_NS,
     RESTARTS,
@@ -25,6 +24,7 @@ from xenlite.toolstack.lifecycle import (
     read_file,
     reason_name,
 )
+from xenlite.toolstack.packed import MAX_IMAGE_BYTES
 
 CONFIG = DomainConfig(
     name="d",

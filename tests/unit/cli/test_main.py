@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The words of the command line; what the verbs do is seen in tests/system/test_cli.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.kernel_file import KernelFile
+from xenlite.cli.main import main
+
+
+@pytest.fixture
+def domain(tmp_path: Path) -> Path:
+    (tmp_path / "k").write_bytes(KernelFile().build())
+    path = tmp_path / "dom.yaml"
+    path.write_text("name: d\nkernel: k\n")
+    return path
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("xenlite ")
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["nosuch"], ["run"], ["schema", "x"], ["--nosuch"], ["run", "d.yaml", "--nosuch"]]
+)
+def test_wrong_words_cost_one(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 1
+    assert "usage: xenlite" in capsys.readouterr().err
+
+
+def test_help_of_create_says_what_it_does_today(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["create", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "background host" in text
+    assert "124" in text
+
+
+def test_overrides_may_stand_anywhere(domain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["create", str(domain), "memory=8", "-n", "--timeout", "3", "memory=16", "-c"]
+    assert main(words) == 0
+    assert "of 4096 pages" in capsys.readouterr().out
+
+
+def test_check_refuses_what_run_would(domain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(domain), "ramdisk=/dev/null"]) == 1
+    assert capsys.readouterr().err == "xenlite: /dev/null: not a regular file\n"
+
+
+def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["required"] == ["name", "kernel"]
+    assert schema["properties"]["on_reboot"]["default"] == "restart"
