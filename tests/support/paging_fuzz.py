@@ -259,7 +259,7 @@ class Fuzz:
             other = draw.pick(self._guests)
             return other.mfns[draw.pick((*WORKSHOP, L3_PFN, L2_PFN, *L1_PFNS))]
         if choice == 18:
-            return draw.pick((guest.domain.shared_info_mfn, guest.domain.grants.mfn or 0))
+            return draw.pick((guest.domain.shared_info_mfn, guest.domain.grants.mfns[0]))
         if choice == 19:
             return draw.pick((*self._canaries, frames.m2p_frames[0], frames.nr_frames, 1 << 31))
         if choice == 20:

@@ -1608,7 +1608,6 @@ UNIMPLEMENTED: Final[dict[int, str]] = {
     8: "arrives with debug registers",
     9: "arrives with debug registers",
     19: "no guest owns a physical device",
-    20: "arrives with grant tables",
     22: "needs rights over another domain's frames, which only grants convey here",
     25: "exists on 64-bit guests only",
     27: "there is no security module",
@@ -1651,6 +1650,17 @@ OPERATIONS: Final[dict[str, tuple[str, dict[int, str], dict[int, str]]]] = {
     "xenpmu_op": ("op", XENPMU_NAMES, {}),
 }
 UNIMPLEMENTED_OPERATIONS: Final[dict[str, dict[int, str]]] = {
+    "grant_table_op": {
+        0: "arrives with mappings between guests",
+        1: "arrives with mappings between guests",
+        3: "Xen has it no more",
+        4: "arrives with mappings between guests",
+        5: "arrives with mappings between guests",
+        7: "arrives with mappings between guests",
+        9: "it belongs to version 2",
+        11: "arrives with mappings between guests",
+        12: "processors of this kind keep their caches coherent",
+    },
     "event_channel_op": {
         11: "the 2-level form is the only one",
         12: "the 2-level form is the only one",

@@ -111,8 +111,8 @@ class _Recount:
         for mfn in domain.paging.kept + domain.paging.deferred:
             self._use_as_stored(mfn, f"unfinished work of {who}")
         self._use(domain.shared_info_mfn, FrameType.WRITABLE, f"shared_info of {who}")
-        if domain.grants.mfn is not None:
-            self._use(domain.grants.mfn, FrameType.WRITABLE, f"the grant table of {who}")
+        for mfn in domain.grants.mfns:
+            self._use(mfn, FrameType.WRITABLE, f"the grant table of {who}")
         for mfn, mappings, writers in domain.grants.mapped():
             for _ in range(writers):
                 self._use(mfn, FrameType.WRITABLE, f"a granted mapping of {who}")
@@ -204,7 +204,7 @@ class _Recount:
             if FrameType(frames.kind[mfn]) not in _TABLE_KINDS:
                 self._problems.append(f"mfn {mfn:#x} is pinned and no table")
         for domain in self._domains:
-            counted = by_owner[domain.domid] - {domain.shared_info_mfn, domain.grants.mfn}
+            counted = by_owner[domain.domid] - {domain.shared_info_mfn, *domain.grants.mfns}
             for mfn in sorted(counted ^ frames.pages_of(domain.domid)):
                 self._problems.append(f"mfn {mfn:#x} is wrongly counted for domain {domain.domid}")
         for mfns in by_owner.values():

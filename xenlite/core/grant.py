@@ -2,7 +2,8 @@
 """Grants: pages that a domain offers to others, and what of them is mapped at the moment.
 
 The domain writes its offers into a table that it shares with the hypervisor (version 1 entries:
-flags, domid, frame). Each is copied once, when it is first mapped, and the copy counts from then
+flags, domid, frame). The table begins as one frame; it grows when the domain asks, up to a limit,
+and never shrinks. Each entry is copied once, when it is first mapped, and the copy counts from then
 on: what the domain writes into a used entry changes nothing. While an entry is used, its
 GTF_reading bit is set, and GTF_writing while it is used for writing.
 
@@ -11,6 +12,8 @@ Invariants:
 1. A live mapping holds a general reference on the frame, and a writable type reference if it may
    write; ``core/audit.py`` counts them.
 2. ``_active`` holds exactly the entries with live mappings, with their numbers.
+3. The table's frames are none of the domain's pages, and held writable: they can't be freed or
+   become tables of another kind before the domain ends.
 
 A mapping outlives its granter: the frame stays until it is unmapped.
 Source: public/grant_table.h.
@@ -18,7 +21,7 @@ Source: public/grant_table.h.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING, Final
@@ -28,6 +31,7 @@ from xenlite.abi.x86_32p import (
     EBUSY,
     EINVAL,
     ENOENT,
+    ENOSPC,
     SIZEOF_GRANT_ENTRY_V1,
     GTF_permit_access,
     GTF_reading,
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
 _ENTRY: Final = Struct("<HHI")
 assert _ENTRY.size == SIZEOF_GRANT_ENTRY_V1
 ENTRIES_PER_FRAME: Final = PAGE_SIZE // SIZEOF_GRANT_ENTRY_V1
+DEFAULT_MAX_FRAMES: Final = 64
 
 
 @dataclass(slots=True)
@@ -99,16 +104,38 @@ class MappedGrant:
 
 
 class GrantTable:
-    """The grants of one domain: one table frame, which is not one of its pages."""
+    """The grants of one domain."""
 
     def __init__(self, domain: Domain) -> None:
         self.domid = domain.domid
         self.memory = domain.machine.memory
         self._frames = domain.machine.frames
         self._active: dict[int, _Active] = {}
-        self.mfn: int | None = self._frames.allocate_uncounted(domain.domid)
-        # Written for ever, so it can't be freed or become a table before the domain ends.
-        self._frames.get_writable(self.mfn, domain.domid)
+        self.max_frames = DEFAULT_MAX_FRAMES
+        self.mfns: list[int] = []  # of the table, in the order of the entries
+        self.grow(1)
+
+    def grow(self, count: int) -> None:
+        """Have at least ``count`` frames of entries, all or none of the new ones.
+
+        Raises Refused: ENOSPC beyond the limit, ENOMEM where the machine has too few.
+        """
+        self.check_size(count)
+        new: list[int] = []
+        try:
+            while len(self.mfns) + len(new) < count:
+                mfn = self._frames.allocate_uncounted(self.domid)
+                self._frames.get_writable(mfn, self.domid)
+                new.append(mfn)
+        except Refused:
+            self._give_back(new)
+            raise
+        self.mfns += new
+
+    def check_size(self, count: int) -> None:
+        """Refuse more frames than this domain may have (ENOSPC)."""
+        if count > self.max_frames:
+            raise Refused(ENOSPC, "grants.table-limit", count)
 
     def seed(self, ref: int, to: int, mfn: int) -> None:
         """Write entry ``ref``, as the domain could: ``to`` may map ``mfn`` read-write."""
@@ -161,7 +188,7 @@ class GrantTable:
         if not active.writers and not active.readers:
             del self._active[mapping.ref]
             cleared |= GTF_reading
-        if self.mfn is not None:
+        if self.mfns:
             at = self._entry_maddr(mapping.ref)
             self._set_flags(at, self.memory.m16[at >> 1] & ~cleared)
 
@@ -171,17 +198,20 @@ class GrantTable:
             yield active.mfn, active.readers + active.writers, active.writers
 
     def release(self) -> None:
-        """Give the table frame back; pages that are mapped stay until they are unmapped."""
-        if self.mfn is None:
-            return
-        mfn, self.mfn = self.mfn, None
-        self._frames.put_writable(mfn)
-        self._frames.drop_allocation(mfn)
+        """Give the table's frames back; pages that are mapped stay until they are unmapped."""
+        mfns, self.mfns = self.mfns, []
+        self._give_back(mfns)
+
+    def _give_back(self, mfns: Iterable[int]) -> None:
+        for mfn in mfns:
+            self._frames.put_writable(mfn)
+            self._frames.drop_allocation(mfn)
 
     def _entry_maddr(self, ref: int) -> int:
-        if self.mfn is None or not 0 <= ref < ENTRIES_PER_FRAME:
+        frame, index = divmod(ref, ENTRIES_PER_FRAME)
+        if not 0 <= frame < len(self.mfns):
             raise Refused(EINVAL, "grants.bad-reference", ref)
-        return (self.mfn << PAGE_SHIFT) + ref * SIZEOF_GRANT_ENTRY_V1
+        return (self.mfns[frame] << PAGE_SHIFT) + index * SIZEOF_GRANT_ENTRY_V1
 
     def _set_flags(self, maddr: int, flags: int) -> None:
         self.memory.m16[maddr >> 1] = flags

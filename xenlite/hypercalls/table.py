@@ -15,6 +15,7 @@ from xenlite.abi.x86_32p import ENOSYS
 from xenlite.errors import Refused
 from xenlite.hypercalls.console import ConsoleCalls
 from xenlite.hypercalls.events import EventCalls
+from xenlite.hypercalls.grants import GrantCalls
 from xenlite.hypercalls.info import InfoCalls
 from xenlite.hypercalls.memory import MemoryCalls
 from xenlite.hypercalls.mmu import MmuCalls
@@ -41,6 +42,7 @@ def build(domain: Domain, note: NoteRefusal) -> list[Handler]:
         SchedCalls(domain),
         ConsoleCalls(domain),
         EventCalls(domain),
+        GrantCalls(domain, note),
         VcpuCalls(domain),
         Multicall(domain, table, note),
     ):

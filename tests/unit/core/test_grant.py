@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.domains import FREE_PFN, READ_ONLY, Guest, World, world
+from tests.support.domains import FREE_PFN, KERNEL, READ_ONLY, Guest, World, entry, world
 from xenlite.abi.x86_32p import (
+    DOMID_INVALID,
     EACCES,
     EBUSY,
     EINVAL,
     ENOENT,
+    ENOMEM,
+    ENOSPC,
+    MMUEXT_PIN_L1_TABLE,
     GTF_permit_access,
     GTF_reading,
     GTF_readonly,
@@ -31,15 +35,13 @@ def granted(made: World, ref: int = 0) -> tuple[Guest, int]:
 
 def flags(guest: Guest, ref: int = 0) -> int:
     """Read the flags of a shared entry."""
-    mfn = guest.domain.grants.mfn
-    assert mfn is not None
+    mfn = guest.domain.grants.mfns[0]
     return guest.world.machine.memory.m16[((mfn << 12) + ref * 8) >> 1]
 
 
 def set_flags(guest: Guest, value: int, ref: int = 0) -> None:
     """Write the flags of a shared entry, as the guest could."""
-    mfn = guest.domain.grants.mfn
-    assert mfn is not None
+    mfn = guest.domain.grants.mfns[0]
     guest.world.machine.memory.m16[((mfn << 12) + ref * 8) >> 1] = value
 
 
@@ -173,3 +175,64 @@ def test_a_mapping_outlives_its_granter() -> None:
         grants.unmap(mapping)
         assert made.machine.frames.refs[mfn] == 0
         assert made.machine.memory.read(mfn << 12, 11) == bytes(11), "scrubbed when it was freed"
+
+
+# -- the table itself -----------------------------------------------------------------------------
+
+
+def test_a_table_grows_and_keeps_what_is_in_it() -> None:
+    with world() as made:
+        guest, mfn = granted(made)
+        grants = guest.domain.grants
+        first = grants.mfns[0]
+        with pytest.raises(Refused):
+            grants.seed(ENTRIES_PER_FRAME, 0, mfn)
+        grants.grow(3)
+        grants.grow(2)  # has more already
+        assert len(grants.mfns) == 3
+        assert grants.mfns[0] == first
+        assert not set(grants.mfns) & made.machine.frames.pages_of(1)
+        last = 3 * ENTRIES_PER_FRAME - 1
+        grants.seed(last, 0, mfn)
+        mappings = [grants.map(ref, 0, writable=False) for ref in (0, last)]
+        assert made.audit() == []
+        for mapping in mappings:
+            grants.unmap(mapping)
+        assert refusal(guest, last + 1) == EINVAL
+
+
+def test_a_table_has_a_limit() -> None:
+    with world() as made:
+        grants = made.add(1).domain.grants
+        grants.grow(64)
+        with pytest.raises(Refused) as refused:
+            grants.grow(65)
+        assert refused.value.errno == ENOSPC
+        assert len(grants.mfns) == 64
+
+
+def test_a_table_grows_whole_or_not_at_all() -> None:
+    with world(8) as made:
+        guest = made.add(1, max_pages=4096)
+        frames = made.machine.frames
+        free = frames.owner.count(DOMID_INVALID)
+        taken = frames.allocate(1, free - 5)
+        before = made.snapshot()[:4]
+        with pytest.raises(Refused) as refused:
+            guest.domain.grants.grow(7)
+        assert refused.value.errno == ENOMEM
+        assert made.snapshot()[:4] == before
+        guest.domain.grants.grow(6)
+        for mfn in taken:
+            frames.drop_allocation(mfn)
+
+
+def test_a_table_frame_is_nobodys_page_and_no_page_table() -> None:
+    with world() as made:
+        guest = made.add(1)
+        guest.domain.grants.grow(2)
+        mfn = guest.domain.grants.mfns[1]
+        assert guest.mmuext((MMUEXT_PIN_L1_TABLE, mfn, 0)) < 0
+        assert guest.update_va(guest.vaddr(FREE_PFN), entry(mfn, KERNEL)) == 0
+        assert made.audit() == []
+        assert guest.remap(FREE_PFN, KERNEL) == 0

@@ -367,7 +367,7 @@ def test_a7_the_upper_levels_refuse_what_their_entries_may_not_have(guest: Guest
 def test_a8_only_own_frames_can_be_mapped(world: World, guest: Guest) -> None:
     world.add()
     own, frames = set(guest.mfns), world.machine.frames
-    shared = {guest.domain.shared_info_mfn, guest.domain.grants.mfn}
+    shared = {guest.domain.shared_info_mfn, *guest.domain.grants.mfns}
     tables = {guest.mfns[pfn] for pfn in (L3_PFN, L2_PFN, *L1_PFNS)}
     vaddr = guest.vaddr(A)
     for mfn in (*range(frames.nr_frames + 16), 1 << 31, (1 << 40) - 1):

@@ -175,7 +175,7 @@ def test_decrease_stops_at_what_is_not_the_domains_page(world: World, guest: Gue
     for bad in (
         other.mfns[FREE_PFN],
         guest.domain.shared_info_mfn,
-        guest.domain.grants.mfn or 0,
+        guest.domain.grants.mfns[0],
         frames.m2p_frames[0],
         frames.nr_frames,
         0xFFFFFFFF,
