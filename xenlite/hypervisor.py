@@ -20,9 +20,6 @@ from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
     DOMID_FIRST_RESERVED,
-    RUNSTATE_blocked,
-    RUNSTATE_offline,
-    RUNSTATE_runnable,
     RUNSTATE_running,
     SHUTDOWN_crash,
 )
@@ -32,7 +29,7 @@ from xenlite.core.hole import M2pWindow
 from xenlite.core.paging import WORK_BUDGET
 from xenlite.core.scheduler import SLICE_NS, Scheduler
 from xenlite.core.timekeeping import publish_runstate, publish_time, publish_wall_clock
-from xenlite.core.vcpu import VcpuState
+from xenlite.core.vcpu import RUNSTATES
 from xenlite.core.vcpu_start import load
 from xenlite.doors import CrashRecord, HypercallRecord, Refusal
 from xenlite.errors import DomainCrash, Refused
@@ -55,11 +52,6 @@ if TYPE_CHECKING:
     from xenlite.core.vcpu import Vcpu
     from xenlite.machine.clock import Clock
 
-_RUNSTATES: Final = {
-    VcpuState.RUNNABLE: RUNSTATE_runnable,
-    VcpuState.BLOCKED: RUNSTATE_blocked,
-    VcpuState.DOWN: RUNSTATE_offline,
-}
 _FIRST_SLICE_BLOCKS: Final = 100_000
 _MIN_SLICE_BLOCKS: Final = 1_000
 _MAX_SLICE_BLOCKS: Final = 10_000_000
@@ -122,7 +114,7 @@ class Hypervisor:
         self._last_domid = 0
         self._m2p = M2pWindow(self.machine)
         self._guests: dict[int, _Guest] = {}
-        self._scheduler = Scheduler()
+        self.scheduler = Scheduler()
         self._time = time_source(self.machine.clock)
         self._work: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
@@ -206,14 +198,14 @@ class Hypervisor:
         domain.console_write = lambda text: self.console_output(domid, text)
         parts = route.bind(domain, table.build(domain, note))
         self._guests[domid] = _Guest(domain, cpu, parts)
-        self._scheduler.add(domid)
+        self.scheduler.add(domid)
         publish_wall_clock(domain)
         return domain
 
     def remove_domain(self, domain: Domain) -> None:
         """Take a domain apart and free its engine."""
         guest = self._guests.pop(domain.domid)
-        self._scheduler.remove(domain.domid)
+        self.scheduler.remove(domain.domid)
         self.crashes.pop(domain.domid, None)
         guest.parts.page_writes.release()
         take_apart(domain)
@@ -236,24 +228,18 @@ class Hypervisor:
                 return True
             if deadline_ns is not None and now_ns >= deadline_ns:
                 return False
-            vcpu = self._scheduler.pick([guest.domain for guest in self._guests.values()], now_ns)
+            domains = [guest.domain for guest in self._guests.values()]
+            vcpu = self.scheduler.pick(domains, now_ns)
             if vcpu is not None:
                 self._run_slice(self._guests[vcpu.domain.domid], vcpu)
             elif not self._work:
-                self._sleep(now_ns, deadline_ns)
-
-    def _sleep(self, now_ns: int, deadline_ns: int | None) -> None:
-        """Wait for a kick, a timer, a parked domain or the deadline, whichever comes first."""
-        ends = (
-            deadline_ns,
-            self.machine.timers.next_deadline_ns(),
-            self._scheduler.next_unpark_ns(now_ns),
-        )
-        first_ns = min((end for end in ends if end is not None), default=None)
-        if first_ns is None:
-            self._wake.wait()
-        elif first_ns > now_ns:
-            self._wake.wait(min((first_ns - now_ns) / 1e9, threading.TIMEOUT_MAX))
+                ends = (
+                    deadline_ns,
+                    timers.next_deadline_ns(),
+                    self.scheduler.next_unpark_ns(domains, now_ns),
+                )
+                first_ns = min((end for end in ends if end is not None), default=None)
+                clock.wait(self._wake, first_ns)
 
     def _run_deferred(self) -> None:
         for _ in range(len(self._work)):
@@ -262,15 +248,16 @@ class Hypervisor:
     def _run_slice(self, guest: _Guest, vcpu: Vcpu) -> None:
         domain, cpu = guest.domain, guest.cpu
         paging = domain.paging
-        if paging.deferred:
-            paging.work_left = WORK_BUDGET
-            if not paging.drain():
-                return
         clock = self.machine.clock
         started_ns = clock.monotonic_ns()
         try:
+            if paging.deferred:
+                paging.work_left = WORK_BUDGET
+                if not paging.drain():
+                    return
             guest.make_current(vcpu)
             vcpu.runstate.enter(RUNSTATE_running, started_ns)
+            vcpu.timers.go_on(started_ns)
             publish_time(vcpu, self._time)
             publish_runstate(vcpu)
             guest.parts.bounce.reload_selectors()
@@ -290,8 +277,8 @@ class Hypervisor:
             if guest.parts.page_writes.is_stepping:
                 guest.parts.page_writes.abort()
             now_ns = clock.monotonic_ns()
-            self._scheduler.charge(domain.domid, now_ns - started_ns, now_ns)
-            vcpu.runstate.enter(_RUNSTATES[vcpu.state], now_ns)
+            self.scheduler.charge(domain.domid, now_ns - started_ns, now_ns)
+            vcpu.runstate.enter(RUNSTATES[vcpu.state], now_ns)
 
     def _blocks_until_due(self, guest: _Guest, now_ns: int) -> int:
         """Return a slice's blocks, or fewer where a timer is due before its end."""

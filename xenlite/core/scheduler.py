@@ -6,21 +6,21 @@ is continuous: a domain's *virtual time* is the time it has spent, divided by it
 runnable domain with the least goes next. Invariants:
 
 1. Among domains that always want to run, time spent is proportional to weight, within a slice.
-2. Sleeping earns nothing beyond one slice: virtual time is brought up to the others' on waking.
+2. Whoever doesn't run earns nothing beyond one slice, be it asleep, paused, parked or new: virtual
+   time is brought up to the others'. A yield gives up in the same way what was earned before.
 3. A domain that was just woken goes first, unless it is more than a slice ahead of the others.
 4. A vCPU that has yielded goes after everybody who wants to run, once.
-5. A capped domain spends at most ``cap`` percent of a CPU in each period; then it is parked.
-
-Within a domain its vCPUs take turns.
+5. A capped domain spends ``cap`` percent of a CPU in each period; then it is parked. What it spends
+   beyond that, because slices are not cut short, it waits off.
+6. Within a domain its vCPUs take turns. One that was just woken goes before its turn, but not twice
+   running: two that wake each other without end don't starve a third.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
-
-from xenlite.core.vcpu import VcpuState
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 SLICE_NS: Final = 2_000_000
 CAP_PERIOD_NS: Final = 30_000_000
 DEFAULT_WEIGHT: Final = 256
+MAX_WEIGHT: Final = 65535
 
 
 @dataclass(slots=True)
@@ -39,14 +40,28 @@ class Account:
     cap: int = 0
     virtual_ns: int = 0
     period_ns: int = 0  # when the current cap period began
-    spent_ns: int = 0  # in it
-    turn: int = 0  # which vCPU was last
+    spent_ns: int = 0  # in it, and what is still to be waited off
+    turn: int = 0  # which vCPU was last in turn
+    jumped: bool = False  # the last one that ran went before its turn
+
+    def unpark_ns(self) -> int:
+        """Return when a capped domain may run again; a past moment where it may now."""
+        return self.period_ns + self.spent_ns // self._allowance_ns() * CAP_PERIOD_NS
 
     def is_parked(self, now_ns: int) -> bool:
-        """Tell whether the cap of this period is used up."""
-        if not self.cap or now_ns - self.period_ns >= CAP_PERIOD_NS:
-            return False
-        return self.spent_ns * 100 >= self.cap * CAP_PERIOD_NS
+        """Tell whether the cap is used up."""
+        return bool(self.cap) and now_ns < self.unpark_ns()
+
+    def spend(self, spent_ns: int, now_ns: int) -> None:
+        """Take time that was spent until now."""
+        self.virtual_ns += spent_ns * DEFAULT_WEIGHT // self.weight
+        if self.cap:
+            periods = (now_ns - self.period_ns) // CAP_PERIOD_NS
+            self.period_ns += periods * CAP_PERIOD_NS
+            self.spent_ns = max(0, self.spent_ns - periods * self._allowance_ns()) + spent_ns
+
+    def _allowance_ns(self) -> int:
+        return self.cap * CAP_PERIOD_NS // 100
 
 
 class Scheduler:
@@ -54,7 +69,7 @@ class Scheduler:
 
     def __init__(self) -> None:
         self._accounts: dict[int, Account] = {}
-        self._virtual_ns = 0  # where the domain that ran last stood: never goes back
+        self._virtual_ns = 0  # where the one furthest behind stood: never goes back
 
     def add(self, domid: int, weight: int = DEFAULT_WEIGHT, cap: int = 0) -> None:
         """Open an account; it starts level with the others."""
@@ -69,62 +84,51 @@ class Scheduler:
         """Close an account."""
         del self._accounts[domid]
 
-    def pick(self, domains: Iterable[Domain], now_ns: int) -> Vcpu | None:
+    def pick(self, domains: Collection[Domain], now_ns: int) -> Vcpu | None:
         """Choose the vCPU that runs next; None where nobody may."""
         best: tuple[int, int] | None = None
         chosen: Vcpu | None = None
+        least_ns: int | None = None
+        floor_ns = self._virtual_ns - SLICE_NS
         passed_over: list[Vcpu] = []
         for domain in domains:
             account = self._accounts[domain.domid]
-            if account.is_parked(now_ns):
-                continue
             vcpu = _next_vcpu(domain, account)
-            if vcpu is None:
+            if vcpu is None or account.is_parked(now_ns):
                 continue
-            if vcpu.was_woken:
-                account.virtual_ns = max(account.virtual_ns, self._virtual_ns - SLICE_NS)
-            ahead = account.virtual_ns - self._virtual_ns > SLICE_NS
-            rank = (_class(vcpu, ahead=ahead), account.virtual_ns)
+            virtual_ns = account.virtual_ns = max(account.virtual_ns, floor_ns)
+            if least_ns is None or virtual_ns < least_ns:
+                least_ns = virtual_ns
+            ahead = virtual_ns - self._virtual_ns > SLICE_NS
+            rank = (_class(vcpu, ahead=ahead), virtual_ns)
             if vcpu.has_yielded:
                 passed_over.append(vcpu)
             if best is None or rank < best:
                 best, chosen = rank, vcpu
-        if chosen is not None:
-            account = self._accounts[chosen.domain.domid]
-            self._virtual_ns = max(self._virtual_ns, min(account.virtual_ns, self._least(domains)))
-            account.turn = chosen.id
-            chosen.was_woken = False
-            for vcpu in passed_over:
-                vcpu.has_yielded = False
+        if chosen is None or least_ns is None:
+            return None
+        self._virtual_ns = max(self._virtual_ns, least_ns)
+        account = self._accounts[chosen.domain.domid]
+        for vcpu in passed_over:
+            vcpu.has_yielded = False
+            other = self._accounts[vcpu.domain.domid]
+            other.virtual_ns = max(other.virtual_ns, account.virtual_ns - SLICE_NS)
+        _take_turn(chosen, account)
         return chosen
 
     def charge(self, domid: int, spent_ns: int, now_ns: int) -> None:
         """Take what a domain has just spent from its account."""
-        account = self._accounts[domid]
-        account.virtual_ns += spent_ns * DEFAULT_WEIGHT // account.weight
-        if now_ns - account.period_ns >= CAP_PERIOD_NS:
-            account.period_ns = now_ns
-            account.spent_ns = 0
-        account.spent_ns += spent_ns
+        self._accounts[domid].spend(spent_ns, now_ns)
 
-    def next_unpark_ns(self, now_ns: int) -> int | None:
-        """Return when the first parked domain may run again; None where none is parked."""
+    def next_unpark_ns(self, domains: Collection[Domain], now_ns: int) -> int | None:
+        """Return when the first parked domain with something to do may run again, if any is."""
         ends = [
-            account.period_ns + CAP_PERIOD_NS
-            for account in self._accounts.values()
-            if account.is_parked(now_ns)
+            self._accounts[domain.domid].unpark_ns()
+            for domain in domains
+            if self._accounts[domain.domid].is_parked(now_ns)
+            and any(vcpu.may_run for vcpu in domain.vcpus)
         ]
         return min(ends, default=None)
-
-    def _least(self, domains: Iterable[Domain]) -> int:
-        return min(
-            (
-                self._accounts[domain.domid].virtual_ns
-                for domain in domains
-                if _wants_to_run(domain)
-            ),
-            default=self._virtual_ns,
-        )
 
 
 def _class(vcpu: Vcpu, *, ahead: bool) -> int:
@@ -133,23 +137,27 @@ def _class(vcpu: Vcpu, *, ahead: bool) -> int:
     return 0 if vcpu.was_woken and not ahead else 1
 
 
-def _wants_to_run(domain: Domain) -> bool:
-    if domain.paused or domain.shutdown_reason is not None:
-        return False
-    return any(vcpu.state is VcpuState.RUNNABLE for vcpu in domain.vcpus)
-
-
 def _next_vcpu(domain: Domain, account: Account) -> Vcpu | None:
-    """Choose among the domain's vCPUs: a woken one first, then the next in turn."""
-    if domain.paused or domain.shutdown_reason is not None:
-        return None
+    """Choose among the domain's vCPUs: a woken one if it may jump its turn, then in turn."""
     vcpus = domain.vcpus
     chosen = None
     for step in range(1, len(vcpus) + 1):
         vcpu = vcpus[(account.turn + step) % len(vcpus)]
-        if vcpu.state is VcpuState.RUNNABLE:
-            if vcpu.was_woken:
+        if vcpu.may_run:
+            if vcpu.was_woken and not account.jumped:
                 return vcpu
             if chosen is None or (chosen.has_yielded and not vcpu.has_yielded):
                 chosen = vcpu
     return chosen
+
+
+def _take_turn(chosen: Vcpu, account: Account) -> None:
+    """Note who runs; whoever of the same domain had yielded to it has done so now."""
+    vcpus = chosen.domain.vcpus
+    if len(vcpus) > 1:
+        account.jumped = chosen.was_woken and not account.jumped
+        if not account.jumped:
+            account.turn = chosen.id
+        for vcpu in vcpus:
+            vcpu.has_yielded = False
+    chosen.was_woken = False

@@ -18,21 +18,27 @@ if TYPE_CHECKING:
     from xenlite.core.vcpu import Vcpu
 
 SHORTEST_PERIOD_NS: Final = 1_000_000
+_FIRST_PERIOD_NS: Final = 10_000_000  # every vCPU of a PV guest ticks from the start
 WATCHDOGS: Final = 2
 _NS_PER_S: Final = 10**9
 
 
 class VcpuTimers:
-    """What a vCPU has set; a vCPU that is down keeps its timers, as in Xen."""
+    """What a vCPU has set; a vCPU that is down keeps its timers, as in Xen.
 
-    __slots__ = ("_period_ns", "_periodic", "_poll", "_single", "_vcpu")
+    The periodic one ticks only while its vCPU runs or wants to: it wakes nobody, and a tick that
+    was missed comes when the vCPU goes on. Guests have it from the start, at 100 Hz.
+    """
+
+    __slots__ = ("_last_tick_ns", "_period_ns", "_periodic", "_poll", "_single", "_vcpu")
 
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
         self._single = Timer(self._raise)
-        self._periodic = Timer(self._next_period)
+        self._periodic = Timer(self._tick)
         self._poll = Timer(self._end_poll)
-        self._period_ns = 0
+        self._period_ns = _FIRST_PERIOD_NS
+        self._last_tick_ns = 0
 
     def set_single(self, deadline_ns: int) -> None:
         """Raise VIRQ_TIMER once, at ``deadline_ns``; soon where that is past."""
@@ -43,18 +49,28 @@ class VcpuTimers:
         self._vcpu.domain.machine.timers.disarm(self._single)
 
     def set_periodic(self, period_ns: int) -> None:
-        """Raise VIRQ_TIMER every ``period_ns``, from one period from now on."""
-        machine = self._vcpu.domain.machine
+        """Raise VIRQ_TIMER every ``period_ns``, from one period from now on; 0 for never."""
         self._period_ns = period_ns
-        machine.timers.arm(self._periodic, machine.clock.monotonic_ns() + period_ns)
-
-    def stop_periodic(self) -> None:
-        """End the period."""
         self._vcpu.domain.machine.timers.disarm(self._periodic)
+        self._last_tick_ns = self._vcpu.domain.machine.clock.monotonic_ns()
+        if self._vcpu.may_run:
+            self.go_on(self._last_tick_ns)
+
+    def go_on(self, now_ns: int) -> None:
+        """Tick again, after ``now_ns`` at which the vCPU begins to run."""
+        if self._period_ns and not self._periodic.is_armed:
+            if now_ns - self._last_tick_ns >= self._period_ns:
+                self._last_tick_ns = now_ns
+                self._raise()
+            next_ns = self._last_tick_ns + self._period_ns
+            self._vcpu.domain.machine.timers.arm(self._periodic, next_ns)
 
     def wake_at(self, deadline_ns: int) -> None:
-        """End a poll at ``deadline_ns``, whatever else."""
-        self._vcpu.domain.machine.timers.arm(self._poll, deadline_ns)
+        """End a poll at ``deadline_ns``, 0 for never."""
+        if deadline_ns:
+            self._vcpu.domain.machine.timers.arm(self._poll, deadline_ns)
+        else:
+            self._vcpu.domain.machine.timers.disarm(self._poll)
 
     def stop_all(self) -> None:
         """Forget everything: the domain is going."""
@@ -64,12 +80,10 @@ class VcpuTimers:
     def _raise(self) -> None:
         self._vcpu.domain.events.raise_virq(self._vcpu.id, VIRQ_TIMER)
 
-    def _next_period(self) -> None:
-        """Raise, and skip the periods that were missed: they are one late tick, not a storm."""
-        machine = self._vcpu.domain.machine
-        now_ns = machine.clock.monotonic_ns()
-        machine.timers.arm(self._periodic, now_ns + self._period_ns)
-        self._raise()
+    def _tick(self) -> None:
+        """Raise, unless nobody runs; periods that were missed are one late tick, not a storm."""
+        if self._vcpu.may_run:
+            self.go_on(self._vcpu.domain.machine.clock.monotonic_ns())
 
     def _end_poll(self) -> None:
         self._vcpu.domain.events.end_poll(self._vcpu.id)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenlite.abi.x86_32p import (
     VCPU_INFO_EVTCHN_UPCALL_MASK,
+    RUNSTATE_blocked,
     RUNSTATE_offline,
     RUNSTATE_runnable,
     VcpuRunstateInfo,
@@ -34,6 +35,14 @@ class VcpuState(Enum):
     DOWN = "down"
     RUNNABLE = "runnable"
     BLOCKED = "blocked"
+
+
+RUNSTATES: Final = {
+    VcpuState.RUNNABLE: RUNSTATE_runnable,
+    VcpuState.BLOCKED: RUNSTATE_blocked,
+    VcpuState.DOWN: RUNSTATE_offline,
+}
+"""What a vCPU that isn't running tells its guest."""
 
 
 class TrapGate(NamedTuple):
@@ -116,6 +125,7 @@ class Vcpu:
         "timers",
         "traps",
         "upcall_index",
+        "was_blocked",
         "was_woken",
     )
 
@@ -128,6 +138,7 @@ class Vcpu:
         self.start: VcpuGuestContext | None = None  # registers to load when it first runs
         self.info_mfn: int | None = None  # the guest's frame that holds vcpu_info, if it moved
         self.timers = VcpuTimers(self)
+        self.was_blocked = False  # when it was taken down: it sleeps on when it comes up
         self.was_woken = False  # since it last ran: the scheduler lets it go first
         self.has_yielded = False  # since it last ran: everybody else goes first
         self.runstate = Runstate(domain.machine.clock.monotonic_ns())
@@ -164,13 +175,34 @@ class Vcpu:
         self.upcall_index = maddr >> 1
         self.mask_at = maddr + VCPU_INFO_EVTCHN_UPCALL_MASK
 
+    @property
+    def may_run(self) -> bool:
+        """Tell whether the scheduler may enter this vCPU, its domain considered."""
+        domain = self.domain
+        is_stopped = domain.paused or domain.shutdown_reason is not None
+        return self.state is VcpuState.RUNNABLE and not is_stopped
+
     def wake(self) -> None:
-        """Make a blocked vCPU runnable; nothing otherwise."""
+        """End what ``block`` began; nothing otherwise. One that is down stays so."""
+        self.was_blocked = False
         if self.state is VcpuState.BLOCKED:
-            self.state = VcpuState.RUNNABLE
             self.was_woken = True
-            self.runstate.enter(RUNSTATE_runnable, self.domain.machine.clock.monotonic_ns())
+            self._enter(VcpuState.RUNNABLE)
 
     def block(self) -> None:
         """Sleep until ``wake``."""
         self.state = VcpuState.BLOCKED
+
+    def take_down(self) -> None:
+        """Stop until ``bring_up``, wherever it is."""
+        self.was_blocked = self.state is VcpuState.BLOCKED
+        self._enter(VcpuState.DOWN)
+
+    def bring_up(self) -> None:
+        """Go on where ``take_down`` came: asleep, if it was and nothing has woken it since."""
+        if self.state is VcpuState.DOWN:
+            self._enter(VcpuState.BLOCKED if self.was_blocked else VcpuState.RUNNABLE)
+
+    def _enter(self, state: VcpuState) -> None:
+        self.state = state
+        self.runstate.enter(RUNSTATES[state], self.domain.machine.clock.monotonic_ns())

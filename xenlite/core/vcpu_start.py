@@ -6,6 +6,7 @@ A vCPU's registers can be loaded only while the engine is its own, so this comes
     prepare (VCPUOP_initialise, in a trap of another vCPU)  references taken, everything checked
     load    (outside any run, when the vCPU is current for the first time)
 
+Selectors wait for the second step, as on Xen: what they mean may change until then.
 Source: public/arch-x86/xen.h, vcpu_guest_context.
 """
 
@@ -16,17 +17,22 @@ from typing import TYPE_CHECKING, Final
 from xenlite.abi.x86_32p import (
     EINVAL,
     MAX_GDT_ENTRIES,
+    MAX_LDT_ENTRIES,
     TI_DPL_MASK,
     TI_FAULT_ADDRESS,
     TI_MASK_EVENTS,
+    VGCF_failsafe_disables_events,
+    VGCF_i387_valid,
+    VMASST_TYPE_architectural_iopl,
 )
-from xenlite.core.descriptors import PER_PAGE, BadSelector, guest_selector
+from xenlite.core.descriptors import PER_PAGE, guest_selector
 from xenlite.core.hole import HOLE_START
 from xenlite.core.vcpu import Callback, TrapGate
-from xenlite.errors import Refused
-from xenlite.machine.memory import PAGE_SHIFT
+from xenlite.errors import DomainCrash, Refused
+from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.trap import (
-    DS,
+    CR0_TS,
+    DS_SELECTOR,
     EAX,
     EBP,
     EBX,
@@ -38,11 +44,11 @@ from xenlite.machine.trap import (
     EFLAGS_NT,
     EFLAGS_VM,
     EIP,
-    ES,
+    ES_SELECTOR,
     ESI,
     ESP,
-    FS,
-    GS,
+    FS_SELECTOR,
+    GS_SELECTOR,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +57,7 @@ if TYPE_CHECKING:
     from xenlite.core.vcpu import Vcpu
 
 _NEVER: Final = EFLAGS_IOPL | EFLAGS_NT | EFLAGS_VM
+_ARCHITECTURAL_IOPL: Final = 1 << VMASST_TYPE_architectural_iopl
 _GENERAL: Final = {
     "eax": EAX,
     "ebx": EBX,
@@ -74,15 +81,13 @@ def prepare(domain: Domain, vcpu: Vcpu, context: VcpuGuestContext) -> None:
 
     Raises Refused(EINVAL), or Preempted, with nothing taken.
     """
-    if context.gdt_ents > MAX_GDT_ENTRIES:
-        raise Refused(EINVAL, "descriptors.gdt-size", context.gdt_ents)
+    _check(context)
     frames = tuple(context.gdt_frames[: -(-context.gdt_ents // PER_PAGE)])
     current = domain.current
     domain.current = vcpu
     try:
         domain.descriptors.set_gdt(frames, context.gdt_ents)
         try:
-            _check_selectors(domain, vcpu, context)
             domain.paging.take_baseptr(mfn := cr3_to_mfn(context.ctrlreg[3]))
         except BaseException:
             domain.descriptors.set_gdt((), 0)
@@ -92,53 +97,75 @@ def prepare(domain: Domain, vcpu: Vcpu, context: VcpuGuestContext) -> None:
     vcpu.cr3_mfn = mfn
     vcpu.ldt_base, vcpu.ldt_entries = context.ldt_base, context.ldt_ents
     vcpu.kernel_ss, vcpu.kernel_sp = guest_selector(context.kernel_ss), context.kernel_sp
-    for info in context.trap_ctxt:
-        if info.address:
-            vcpu.traps[info.vector] = TrapGate(
-                dpl=info.flags & TI_DPL_MASK,
-                cs=guest_selector(info.cs),
-                address=info.address,
-                masks_events=bool(info.flags & TI_MASK_EVENTS),
-                pushes_address=bool(info.flags & TI_FAULT_ADDRESS),
-            )
+    # By place, as on Xen: the vector that an entry names is not looked at.
+    vcpu.traps = [
+        TrapGate(
+            dpl=info.flags & TI_DPL_MASK,
+            cs=guest_selector(info.cs),
+            address=info.address,
+            masks_events=bool(info.flags & TI_MASK_EVENTS),
+            pushes_address=bool(info.flags & TI_FAULT_ADDRESS),
+        )
+        if info.address
+        else None
+        for info in context.trap_ctxt
+    ]
     if context.event_callback_eip:
         cs = guest_selector(context.event_callback_cs)
         vcpu.event_callback = Callback(cs, context.event_callback_eip, masks_events=True)
     if context.failsafe_callback_eip:
         cs = guest_selector(context.failsafe_callback_cs)
-        vcpu.failsafe_callback = Callback(cs, context.failsafe_callback_eip)
+        masks_events = bool(context.flags & VGCF_failsafe_disables_events)
+        vcpu.failsafe_callback = Callback(cs, context.failsafe_callback_eip, masks_events)
+    if domain.assists & _ARCHITECTURAL_IOPL:
+        vcpu.iopl = context.user_regs.eflags & EFLAGS_IOPL
     vcpu.start = context
     vcpu.is_initialised = True
 
 
 def load(domain: Domain, vcpu: Vcpu) -> None:
-    """Load the prepared registers into the engine, which is the vCPU's for the first time."""
+    """Load the prepared registers into the engine, which is the vCPU's for the first time.
+
+    Data selectors that are no good enter the failsafe callback, like any that go bad. Raises
+    DomainCrash for a code or stack selector that can't be used.
+    """
     context = vcpu.start
     assert context is not None
     assert domain.current is vcpu
+    assert vcpu.cr3_mfn is not None
     vcpu.start = None
     user = context.user_regs
-    domain.descriptors.load(guest_selector(user.cs), guest_selector(user.ss))
-    cpl = guest_selector(user.cs) & 3
-    for index, selector in ((DS, user.ds), (ES, user.es), (FS, user.fs), (GS, user.gs)):
-        loaded, _, base, _, limit, flags = domain.descriptors.data_segment(vcpu, selector, cpl)
-        domain.engine.set_segment(index, loaded, base, limit, flags)
-    regs = domain.engine.regs
+    engine = domain.engine
+    engine.load_cr3(vcpu.cr3_mfn << PAGE_SHIFT)
+    cs, ss = guest_selector(user.cs), guest_selector(user.ss)
+    try:
+        domain.descriptors.load(cs, ss)
+    except Refused as refused:
+        raise DomainCrash("vcpu.start-selectors", f"cs {cs:#x}, ss {ss:#x}") from refused
+    regs = engine.regs
+    for word, selector in (
+        (DS_SELECTOR, user.ds),
+        (ES_SELECTOR, user.es),
+        (FS_SELECTOR, user.fs),
+        (GS_SELECTOR, user.gs),
+    ):
+        regs[word] = selector & 0xFFFF
+    vcpu.selectors_stale = True  # what stands in them is loaded before the vCPU runs
     for name, word in _GENERAL.items():
         regs[word] = getattr(user, name)
-    domain.engine.write_eflags(user.eflags & ~_NEVER | EFLAGS_IF)
-    assert vcpu.cr3_mfn is not None
-    domain.engine.load_cr3(vcpu.cr3_mfn << PAGE_SHIFT)
+    engine.write_eflags(user.eflags & ~_NEVER | EFLAGS_IF)
+    engine.set_task_switched(bool(context.ctrlreg[0] & CR0_TS))
+    if context.flags & VGCF_i387_valid:
+        engine.load_fpu(context.fpu_ctxt_x)
 
 
-def _check_selectors(domain: Domain, vcpu: Vcpu, context: VcpuGuestContext) -> None:
-    user = context.user_regs
-    if context.ldt_base & 0xFFF or context.ldt_base + 8 * context.ldt_ents > HOLE_START:
+def _check(context: VcpuGuestContext) -> None:
+    if context.gdt_ents > MAX_GDT_ENTRIES:
+        raise Refused(EINVAL, "descriptors.gdt-size", context.gdt_ents)
+    ldt_end = context.ldt_base + 8 * context.ldt_ents
+    if (
+        context.ldt_base & (PAGE_SIZE - 1)
+        or context.ldt_ents > MAX_LDT_ENTRIES
+        or ldt_end > HOLE_START
+    ):
         raise Refused(EINVAL, "descriptors.ldt-range", context.ldt_base)
-    cs = guest_selector(user.cs)
-    try:
-        domain.descriptors.segments(vcpu, cs, guest_selector(user.ss))
-        for selector in (user.ds, user.es, user.fs, user.gs):
-            domain.descriptors.data_segment(vcpu, selector, cs & 3)
-    except BadSelector as bad:
-        raise Refused(EINVAL, "descriptors.unusable-selector", bad.error_code) from None

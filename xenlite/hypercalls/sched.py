@@ -113,8 +113,7 @@ class SchedCalls:
             return 0  # an event is about to be delivered
         if self._domain.events.poll(vcpu.id, memoryview(copy).cast("I")):
             return 0
-        if poll.timeout:
-            vcpu.timers.wake_at(poll.timeout)
+        vcpu.timers.wake_at(poll.timeout)
         vcpu.block()
         return 0
 

@@ -26,8 +26,6 @@ from xenlite.abi.x86_32p import (
     VCPU_INFO_EVTCHN_UPCALL_PENDING,
     HYPERVISOR_set_timer_op,
     HYPERVISOR_vcpu_op,
-    RUNSTATE_offline,
-    RUNSTATE_runnable,
     SHUTDOWN_poweroff,
     VCPU_SSHOTTMR_future,
     VcpuGetPhysid,
@@ -146,9 +144,7 @@ class VcpuCalls:
     def _up(self, vcpu: Vcpu, _argument: int) -> int:
         if not vcpu.is_initialised:
             raise Refused(EINVAL, "vcpu.not-initialised", vcpu.id)
-        if vcpu.state is VcpuState.DOWN:
-            vcpu.state = VcpuState.RUNNABLE
-            vcpu.runstate.enter(RUNSTATE_runnable, self._clock.monotonic_ns())
+        vcpu.bring_up()
         return 0
 
     def _down(self, vcpu: Vcpu, _argument: int) -> int:
@@ -158,11 +154,10 @@ class VcpuCalls:
             self._domain.shut_down(SHUTDOWN_poweroff)
             self._domain.engine.stop()
             return 0
-        vcpu.state = VcpuState.DOWN
+        if vcpu.state is not VcpuState.DOWN:
+            vcpu.take_down()
         if vcpu is self._domain.current:
             self._domain.engine.stop()
-        else:
-            vcpu.runstate.enter(RUNSTATE_offline, self._clock.monotonic_ns())
         return 0
 
     def _is_up(self, vcpu: Vcpu, _argument: int) -> int:
@@ -224,7 +219,7 @@ class VcpuCalls:
         return 0
 
     def _stop_periodic(self, vcpu: Vcpu, _argument: int) -> int:
-        vcpu.timers.stop_periodic()
+        vcpu.timers.set_periodic(0)
         return 0
 
     def _set_single(self, vcpu: Vcpu, argument: int) -> int:

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import Protocol
+from typing import Final, Protocol
+
+_NS_PER_S: Final = 10**9
 
 
 class Clock(Protocol):
@@ -16,6 +19,10 @@ class Clock(Protocol):
 
     def wall_ns(self) -> int:
         """Read the time since 1970-01-01 00:00 UTC; it may be set."""
+        ...
+
+    def wait(self, wake: threading.Event, until_ns: int | None) -> None:
+        """Let time pass until ``wake`` is set, or until ``until_ns`` on the monotonic clock."""
         ...
 
 
@@ -35,9 +42,21 @@ class HostClock:
         """Read the host's time of day."""
         return time.time_ns()
 
+    def wait(self, wake: threading.Event, until_ns: int | None) -> None:
+        """Sleep; far too long a time is cut short, and the caller looks again."""
+        if until_ns is None:
+            wake.wait()
+            return
+        left_ns = until_ns - self.monotonic_ns()
+        if left_ns > 0:
+            wake.wait(min(left_ns / _NS_PER_S, threading.TIMEOUT_MAX))
+
 
 class ManualClock:
-    """A clock that moves when told to, for tests and deterministic runs."""
+    """A clock that moves when told to, for tests and deterministic runs.
+
+    Who waits on it for a moment is there at once.
+    """
 
     __slots__ = ("_now_ns", "_wall_start_ns")
 
@@ -57,3 +76,10 @@ class ManualClock:
         """Move on; time never goes back."""
         assert by_ns >= 0, by_ns
         self._now_ns += by_ns
+
+    def wait(self, wake: threading.Event, until_ns: int | None) -> None:
+        """Be at ``until_ns``; without one, sleep until another thread wakes us."""
+        if until_ns is None:
+            wake.wait()
+        elif not wake.is_set():
+            self._now_ns = max(self._now_ns, until_ns)

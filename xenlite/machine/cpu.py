@@ -283,6 +283,14 @@ class Cpu:
             regs[CR0] &= ~CR0_TS
             regs[HFLAGS] &= ~HF_TS
 
+    def load_fpu(self, image: bytes) -> None:
+        """Load the FPU's registers from an FXSAVE image, outside a run."""
+        if not self.is_live:
+            self._restore()
+        self._engine.load_fpu(image)
+        if not self.is_live:
+            self._save()
+
     def new_context(self) -> bytearray:
         """Make the state of a virtual CPU after reset: flat, at privilege level 1."""
         return bytearray(self._fresh)

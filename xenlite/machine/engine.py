@@ -18,6 +18,7 @@ import platform
 from collections.abc import Callable
 from ctypes import c_bool, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
+from struct import Struct
 from typing import Any, Final
 
 from xenlite.machine.trap import STATE_SIZE_BYTES
@@ -46,11 +47,15 @@ _UC_CTL_NR_SHIFT: Final = 26
 
 UC_X86_REG_EAX: Final = 19
 UC_X86_REG_EFLAGS: Final = 25
+UC_X86_REG_FPSW: Final = 31
 UC_X86_REG_CR0: Final = 50
 UC_X86_REG_CR3: Final = 53
 UC_X86_REG_CR4: Final = 54
+UC_X86_REG_ST0: Final = 114
+UC_X86_REG_XMM0: Final = 122
 UC_X86_REG_TR: Final = 245
 UC_X86_REG_FPCW: Final = 246
+UC_X86_REG_FPTAG: Final = 247
 UC_X86_REG_MSR: Final = 248
 UC_X86_REG_MXCSR: Final = 249
 
@@ -86,6 +91,10 @@ KNOWN_VERSION: Final = 0x020104FF
 """The version whose offsets this package knows: major, minor, patch, extra."""
 _ENV_POINTER: Final = 0x128
 """Where the CPU object of that version points to its state."""
+
+_FPU_HEAD: Final = Struct("<HHB")  # FCW, FSW, abridged tags
+_MXCSR: Final = Struct("<I")
+_MXCSR_MASK: Final = 0xFFFF
 
 _EVERYWHERE: Final = (1, 0)
 _CPU_INDEX: Final = -1
@@ -213,6 +222,24 @@ class Engine:
         parts = _SystemSegment(selector, base, limit, flags)
         error = self.library.gil.uc_reg_write(self.handle, UC_X86_REG_TR, ctypes.byref(parts))
         check(error, "write of TR")
+
+    def load_fpu(self, image: bytes) -> None:
+        """Load the x87, MMX and SSE registers from a 512-byte FXSAVE image (Intel SDM 1, 10.5.1).
+
+        Where the last x87 instruction and its operand were is not kept.
+        """
+        control, status, valid = _FPU_HEAD.unpack_from(image)
+        tags = sum(3 << 2 * n for n in range(8) if not valid >> n & 1)
+        (mxcsr,) = _MXCSR.unpack_from(image, 24)
+        self.write_register(UC_X86_REG_FPCW, control)
+        self.write_register(UC_X86_REG_FPSW, status)
+        self.write_register(UC_X86_REG_FPTAG, tags)
+        self.write_register(UC_X86_REG_MXCSR, mxcsr & _MXCSR_MASK)
+        for first, start in ((UC_X86_REG_ST0, 32), (UC_X86_REG_XMM0, 160)):
+            for n in range(8):
+                content = image[start + 16 * n : start + 16 * (n + 1)]
+                error = self.library.gil.uc_reg_write(self.handle, first + n, content)
+                check(error, f"uc_reg_write {first + n}")
 
     def write_msr(self, msr: int, value: int) -> None:
         """Write a model-specific register."""

@@ -52,6 +52,9 @@ class Engine(Protocol):
     def set_task_switched(self, switched: bool) -> None:
         """Set CR0.TS, so that the next FPU instruction raises #NM, or clear it."""
 
+    def load_fpu(self, image: bytes) -> None:
+        """Load the FPU's registers from a 512-byte FXSAVE image, outside a run."""
+
     def set_gdt(self, base: int, limit: int) -> None:
         """Load GDTR."""
 
@@ -100,6 +103,9 @@ class NullEngine:
         """Do nothing: no segment is used."""
 
     def set_task_switched(self, switched: bool) -> None:
+        """Do nothing: there is no FPU."""
+
+    def load_fpu(self, image: bytes) -> None:
         """Do nothing: there is no FPU."""
 
     def set_gdt(self, base: int, limit: int) -> None:

@@ -6,8 +6,9 @@ A guest computes its system time itself::
     system_time + ((((tsc - tsc_timestamp) << shift) * mul) >> 32)
 
 (public/xen.h, vcpu_time_info). The engine's RDTSC shows the host's counter, 14 ns a read. Its rate
-is measured against the clock, ever better as the distance grows. What ``sample`` hands out lies on
-or above the line of the sample before, so a guest's time never goes back.
+is measured against the clock, ever better as the distance grows, and then again and again, because
+the host's clock is itself steered. What ``sample`` hands out lies on or above the line of the
+sample before, so a guest's time never goes back; where it runs ahead, the next line is less steep.
 
 Where the host's counter can't be read, or the clock is not the host's, RDTSC is a trap that shows
 the clock itself, one tick a nanosecond: ``CountedTime``.
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _FIRST_BASELINE_NS: Final = 1_000_000
 _BEST_BASELINE_NS: Final = 4_000_000_000
+_CATCH_UP: Final = 1000  # a guest's clock that is ahead runs slower by one part in so many
 _READ_TSC: Final = bytes.fromhex(
     "0f31"  # rdtsc
     "48c1e220"  # shl rdx, 32
@@ -82,17 +84,18 @@ class HostTime:
             pass
         self._baseline_ns = 0
         tsc, now_ns = self._pair()
-        self._last = TimeSample(tsc, now_ns, 1 << 31, 0)
         self._measure(tsc, now_ns)
+        self._last = TimeSample(tsc, now_ns, self._mul, self._shift)
 
     def sample(self) -> TimeSample:
         """Take the time by both counts, never before what the last sample leads to."""
         tsc, now_ns = self._read_tsc(), self._clock.monotonic_ns()
         last = self._last
         led_to_ns = last.system_ns + _scaled(tsc - last.tsc, last.mul, last.shift)
-        self._last = last._replace(tsc=tsc, system_ns=max(now_ns, led_to_ns))
-        if now_ns - self._origin_ns >= 2 * self._baseline_ns < _BEST_BASELINE_NS:
+        if now_ns - self._origin_ns >= min(2 * self._baseline_ns, _BEST_BASELINE_NS):
             self._measure(*self._pair())
+        mul = self._mul - self._mul // _CATCH_UP if led_to_ns > now_ns else self._mul
+        self._last = TimeSample(tsc, max(now_ns, led_to_ns), mul, self._shift)
         return self._last
 
     def _pair(self) -> tuple[int, int]:
@@ -109,8 +112,9 @@ class HostTime:
 
     def _measure(self, tsc: int, now_ns: int) -> None:
         self._baseline_ns = now_ns - self._origin_ns
-        mul, shift = _scale(self._baseline_ns, tsc - self._origin_tsc)
-        self._last = self._last._replace(mul=mul, shift=shift)
+        self._mul, self._shift = _scale(self._baseline_ns, tsc - self._origin_tsc)
+        if self._baseline_ns >= _BEST_BASELINE_NS:
+            self._origin_tsc, self._origin_ns = tsc, now_ns
 
 
 def time_source(clock: Clock) -> TimeSource:

@@ -123,7 +123,7 @@ def test_a_cap_holds_and_the_domain_comes_back() -> None:
         while one.now_ns < 20 * CAP_PERIOD_NS:
             one.turn()
             if one.scheduler.pick(one.domains, one.now_ns) is None:
-                unpark_ns = one.scheduler.next_unpark_ns(one.now_ns)
+                unpark_ns = one.scheduler.next_unpark_ns(one.domains, one.now_ns)
                 assert unpark_ns is not None
                 assert unpark_ns > one.now_ns
         assert one.spent[domid] / one.now_ns == pytest.approx(0.25, abs=0.05)
@@ -152,3 +152,79 @@ def test_nobody_is_picked_who_may_not_run(how: str) -> None:
         else:
             domain.vcpus[0].state = VcpuState(how)
         assert one.scheduler.pick(one.domains, 0) is None
+
+
+def test_a_small_cap_is_kept_although_a_slice_exceeds_it() -> None:
+    with bench(1) as one:
+        domid = one.domains[0].domid
+        one.scheduler.add(domid, cap=1)
+        while one.now_ns < 100 * CAP_PERIOD_NS:
+            one.turn()
+        assert one.spent[domid] / one.now_ns == pytest.approx(0.01, abs=0.002)
+
+
+def test_nobody_waits_for_a_parked_domain_that_sleeps() -> None:
+    with bench(1) as one:
+        domain = one.domains[0]
+        one.scheduler.add(domain.domid, cap=1)
+        one.turn()
+        assert one.scheduler.next_unpark_ns(one.domains, one.now_ns) is not None
+        domain.vcpus[0].block()
+        assert one.scheduler.next_unpark_ns(one.domains, one.now_ns) is None
+
+
+def test_one_that_always_yields_saves_nothing_up_for_a_newcomer() -> None:
+    with bench(3) as one:
+        spinner, yielder, newcomer = one.domains
+        newcomer.paused = True
+        for domain in (spinner, yielder):
+            one.scheduler.add(domain.domid)
+        one.scheduler.add(newcomer.domid)
+        for _ in range(400):
+            yielder.vcpus[0].has_yielded = True
+            one.turn(SLICE_NS if not one.order or one.order[-1] == yielder.domid else 1000)
+        newcomer.paused = False
+        one.spent.clear()
+        for _ in range(40):
+            yielder.vcpus[0].has_yielded = True
+            one.turn()
+        assert one.spent[spinner.domid] >= 15 * SLICE_NS
+
+
+def test_a_vcpu_that_yielded_to_its_sibling_runs_again() -> None:
+    with bench(1, vcpus=2) as one:
+        one.scheduler.add(one.domains[0].domid)
+        first = one.domains[0].vcpus[0]
+        first.has_yielded = True
+        picked = [one.scheduler.pick(one.domains, 0) for _ in range(3)]
+        assert [vcpu.id for vcpu in picked if vcpu is not None] == [1, 0, 1]
+
+
+def test_two_vcpus_that_wake_each_other_do_not_starve_a_third() -> None:
+    with bench(1, vcpus=3) as one:
+        one.scheduler.add(one.domains[0].domid)
+        ping, pong, spinner = one.domains[0].vcpus
+        pong.block()
+        seen = []
+        for _ in range(30):
+            vcpu = one.scheduler.pick(one.domains, 0)
+            assert vcpu is not None
+            seen.append(vcpu.id)
+            if vcpu is not spinner:
+                vcpu.block()
+                (pong if vcpu is ping else ping).wake()
+        assert seen.count(spinner.id) >= 8
+        assert seen.count(ping.id) >= 8
+
+
+def test_what_goes_down_asleep_comes_up_asleep_unless_something_woke_it() -> None:
+    with bench(1) as one:
+        vcpu = one.domains[0].vcpus[0]
+        for is_woken in (False, True):
+            vcpu.block()
+            vcpu.take_down()
+            if is_woken:
+                vcpu.wake()
+            assert vcpu.state.value == "down"
+            vcpu.bring_up()
+            assert vcpu.state.value == ("runnable" if is_woken else "blocked")
