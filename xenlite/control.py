@@ -8,10 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xenlite.abi.x86_32p import EBUSY, EEXIST, EINVAL, ENOMEM, ESRCH, VMASST_TYPE_NAMES
+from xenlite.abi.x86_32p import (
+    EBUSY,
+    EEXIST,
+    EINVAL,
+    ENOMEM,
+    ESRCH,
+    EVTCHN_2L_NR_CHANNELS,
+    VMASST_TYPE_NAMES,
+)
 from xenlite.core.audit import audit
 from xenlite.core.domain import Domain
 from xenlite.core.paging import WORK_BUDGET, Preempted
+from xenlite.core.scheduler import MAX_WEIGHT
 from xenlite.core.vcpu import VcpuState
 from xenlite.doors import CrashRecord, DomainInfo, RunState, VcpuContext
 from xenlite.errors import Refused
@@ -76,6 +85,26 @@ class ControlDoor:
     def unpause(self, domid: int) -> None:
         """Let a domain run."""
         self._guest(domid).paused = False
+
+    def ended(self) -> list[int]:
+        """List the domids of domains that have shut down or crashed and still exist."""
+        domains = self._hypervisor.domains.values()
+        return [domain.domid for domain in domains if domain.shutdown_reason is not None]
+
+    def set_scheduling(self, domid: int, *, weight: int, cap: int) -> None:
+        """Set a domain's share of the CPU, and the most it may use in percent (0: no such)."""
+        domain = self._guest(domid)
+        if not 1 <= weight <= MAX_WEIGHT:
+            raise Refused(EINVAL, "control.weight", weight)
+        if not 0 <= cap <= 100 * len(domain.vcpus):
+            raise Refused(EINVAL, "control.cap", cap)
+        self._hypervisor.scheduler.set(domid, weight, cap)
+
+    def set_max_port(self, domid: int, port: int) -> None:
+        """Let a domain have event channels up to number ``port``."""
+        if not 1 <= port < EVTCHN_2L_NR_CHANNELS:
+            raise Refused(EINVAL, "control.max-port", port)
+        self._guest(domid).events.max_port = port
 
     def enable_assist(self, domid: int, assist: int) -> None:
         """Turn on ``vm_assist`` type ``assist`` before the kernel's first instruction."""

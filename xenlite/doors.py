@@ -138,6 +138,15 @@ class Control(Protocol):
     def domains(self) -> list[int]:
         """List the domids that exist, Dom0 included."""
 
+    def ended(self) -> list[int]:
+        """List the domids of domains that have shut down or crashed and still exist."""
+
+    def set_scheduling(self, domid: int, *, weight: int, cap: int) -> None:
+        """Set a domain's share of the CPU, and the most it may use in percent (0: no such)."""
+
+    def set_max_port(self, domid: int, port: int) -> None:
+        """Let a domain have event channels up to number ``port``."""
+
     def populate(self, domid: int, pages: int) -> list[int]:
         """Give a domain frames; return their mfns in pfn order, scattered on purpose."""
 

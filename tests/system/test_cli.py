@@ -115,6 +115,108 @@ def test_signals_end_a_guest_that_loops(domain: Path, number: int, status: int) 
     process.communicate()
 
 
+# -- several domains ------------------------------------------------------------------------------
+
+
+def both(domain: Path, first: str, second: str, *options: str | Path) -> list[str | Path]:
+    """Name two domains that do what their orders say, a and b."""
+    return [
+        *(domain, "name=a", f"cmdline={first}", domain, "name=b", f"cmdline={second}"),
+        *options,
+    ]
+
+
+def test_several_domains_print_labelled_lines(domain: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    result = run(*both(domain, "p", "p", "--log", log))
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert sorted(result.stdout.splitlines()) == [b"a| hello", b"b| hello"]
+    assert log.read_bytes() == result.stdout
+
+
+def test_lines_of_several_domains_are_never_mixed(domain: Path) -> None:
+    result = run(*both(domain, "f", "f", "--timeout", "0.5"))
+    assert result.returncode == 124
+    *whole, first, second = result.stdout.splitlines()
+    assert {line for line in whole if b"a|" not in line} == {b"b| hello", b"b| " + b"#" * 1000}
+    a = b"".join(line.removeprefix(b"a| ") for line in whole if line.startswith(b"a| "))
+    assert a.startswith(b"hello###")
+    assert set(a) == set(b"helo#")
+    assert {first[:3], second[:3]} <= {b"a| ", b"b| "}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "status"), [("p", "r", 17), ("r", "c", 17), ("s", "r", 18), ("c", "p", 19)]
+)
+def test_the_exit_status_is_the_first_bad_one_in_the_order_given(
+    domain: Path, first: str, second: str, status: int
+) -> None:
+    assert run(*both(domain, first, second)).returncode == status
+
+
+def test_a_later_end_counts_first_where_it_was_given_first(domain: Path) -> None:
+    # The first domain ends only when it is told to, long after the second.
+    process = start(*both(domain, "e", "r"), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert {process.stdout.readline() for _ in range(2)} == {b"a| hello\n", b"b| hello\n"}
+    assert process.communicate(b"keys\nq", PATIENCE)[0] == b"a| keys\n"
+    assert process.returncode == 17
+
+
+def test_a_crash_leaves_the_others_running(domain: Path) -> None:
+    process = start(
+        *both(domain, "e", "c"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert b"domain 'b' (domid 2) crashed" in process.stderr.readline()
+    seen, _ = process.communicate(b"still here\nq", PATIENCE)
+    assert seen.endswith(b"a| still here\n")
+    assert process.returncode == 19
+
+
+def test_domains_that_spin_leave_time_for_one_that_works(domain: Path) -> None:
+    words = both(domain, "e", "l", domain, "name=c", "cmdline=l", "cpu_weight=4096")
+    process = start(*words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"there\nq")
+    process.stdin.flush()
+    lines = iter(process.stdout.readline, b"")
+    assert next(line for line in lines if line == b"a| there\n")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) == 130
+    process.communicate()
+
+
+def test_overrides_change_the_file_before_them(domain: Path) -> None:
+    result = run(domain, "memory=8", "name=a", domain, verb="check")
+    assert result.returncode == 0
+    first, second = result.stdout.decode().splitlines()
+    assert ": a: " in first
+    assert "of 2048 pages" in first
+    assert ": ob: " in second
+    assert "of 1024 pages" in second
+
+
+def test_two_domains_need_two_names(domain: Path) -> None:
+    what = f"xenlite: {domain}: name: 'ob' is taken by {domain}; give one of them name=..."
+    assert refused(domain, domain) == [what]
+    assert refused(domain, domain, "memory=lots", tmp := domain.with_name("none.yaml")) == [
+        "xenlite: command line: memory: 'lots' is not a size; write MiB (32) or a unit (32M, 1G)",
+        f"xenlite: {tmp}: No such file or directory",
+    ]
+
+
+def test_overrides_need_a_file_to_change(domain: Path) -> None:
+    assert refused("memory=8", domain) == [
+        "xenlite: command line: 'memory=8' stands before the file it changes"
+    ]
+
+
 # -- pipes ----------------------------------------------------------------------------------------
 
 

@@ -17,14 +17,17 @@ if TYPE_CHECKING:
 
 EXIT_ERROR = 1
 RUN_ABOUT = """\
-Run a domain here, with its console on this terminal. Ctrl-] leaves and destroys the domain."""
+Run domains here, side by side, with their consoles on this terminal. Ctrl-] leaves and destroys
+them. key=value words replace keys of the file before them. Of several domains each line is shown
+behind the name of its domain; what is typed goes to the first one."""
 CREATE_ABOUT = """\
 Make a domain and run it. Today this is the same as `run`: it stays in the foreground, with the
 console joined, and Ctrl-] leaves and destroys the domain. A later version will start the domain in
 a background host and return at once."""
 EXIT_STATUS_HELP = """\
 exit status:
-  0         the domain powered off
+  0         the domain powered off (of several: all did; else the first other status, in the
+            order in which they were given)
   1         xenlite's own error: a bad file, too little memory
   16+N      the domain shut down for reason N: 17 reboot, 18 suspend, 19 crash, 20 watchdog;
             at most 123
@@ -38,13 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit status."""
     parser = _parser()
     try:
-        # argparse takes `key=value` words directly behind the file only; they may stand anywhere.
+        # argparse takes words that stand together only; options may stand between them.
         options, words = parser.parse_known_args(arguments)
-        unknown = [word for word in words if word.startswith("-") or "overrides" not in options]
+        unknown = [word for word in words if word.startswith("-") or "words" not in options]
         if unknown:
             parser.error(f"unknown: {' '.join(unknown)}")
         if words:
-            options.overrides += words
+            options.words += words
         if options.version:
             sys.stdout.write(f"xenlite {_version()}\n")
             return 0
@@ -83,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     verbs = parser.add_subparsers(metavar="VERB")
-    _add_run(verbs, "run", "run a domain here, with its console on this terminal", RUN_ABOUT)
+    _add_run(verbs, "run", "run domains here, with their consoles on this terminal", RUN_ABOUT)
     create = _add_run(verbs, "create", "make a domain and run it (today: as `run`)", CREATE_ABOUT)
     # What fingers trained on xl add; the first two ask for what happens anyway.
     create.add_argument("-c", "--console", action="store_true", help="join the console, as always")
@@ -91,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument(
         "-n", "--dryrun", dest="verb", action="store_const", const=_check, help="only check"
     )
-    check = verbs.add_parser("check", help="read a domain's file and its kernel, and run nothing")
+    check = verbs.add_parser("check", help="read domains' files and kernels, and run nothing")
     _add_config(check)
     check.set_defaults(verb=_check)
     schema = verbs.add_parser("schema", help="print the JSON Schema of dom.yaml, for editors")
@@ -100,9 +103,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="dom.yaml", help="the domain's file")
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="replace keys of the file"
+        "words",
+        nargs="+",
+        metavar="dom.yaml [key=value ...]",
+        help="a domain's file, and keys of it to replace",
     )
 
 
@@ -142,24 +147,24 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from xenlite.cli.run import load
+    from xenlite.cli.run import load_all
     from xenlite.toolstack.console_log import readable
     from xenlite.toolstack.layout import plan
     from xenlite.toolstack.lifecycle import Guest
 
-    config = load(options.config, options.overrides)
-    guest = Guest(config)
-    layout = plan(
-        guest.image,
-        ramdisk_size=len(guest.ramdisk),
-        nr_pages=config.pages,
-        where=f"domain {config.name!r}",
-    )
-    system = readable(guest.image.guest_os) or "a kernel that does not say its name"
-    sys.stdout.write(
-        f"{options.config}: {config.name}: {system}, entry {guest.image.entry:#x},"
-        f" {layout.mapped_pages} of {layout.nr_pages} pages mapped at the start\n"
-    )
+    for path, config in load_all(options.words):
+        guest = Guest(config)
+        layout = plan(
+            guest.image,
+            ramdisk_size=len(guest.ramdisk),
+            nr_pages=config.pages,
+            where=f"domain {config.name!r}",
+        )
+        system = readable(guest.image.guest_os) or "a kernel that does not say its name"
+        sys.stdout.write(
+            f"{path}: {config.name}: {system}, entry {guest.image.entry:#x},"
+            f" {layout.mapped_pages} of {layout.nr_pages} pages mapped at the start\n"
+        )
     return 0
 
 

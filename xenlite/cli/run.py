@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""``xenlite run``: one domain in this process, its console on the user's terminal."""
+"""``xenlite run``: domains in this process, their consoles on the user's terminal."""
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from xenlite.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
     import argparse
-    from pathlib import Path
+    from collections.abc import Iterable
 
     from xenlite.toolstack.domain_config import DomainConfig
 
@@ -32,10 +36,48 @@ def load(path: Path, overrides: list[str]) -> DomainConfig:
     return config
 
 
-def run(options: argparse.Namespace) -> int:
-    """Run the domain of ``options.config``; return the exit status."""
-    config = load(options.config, options.overrides)
+def load_all(words: Iterable[str]) -> list[tuple[Path, DomainConfig]]:
+    """Read the files of a command line, each with the ``key=value`` words that follow it.
 
+    Raises ConfigError with the faults of all of them.
+    """
+    configs: list[tuple[Path, DomainConfig]] = []
+    faults: list[Fault] = []
+    for path, overrides in _by_file(words):
+        try:
+            configs.append((path, load(path, overrides)))
+        except ConfigError as error:
+            faults += error.faults
+    owners: dict[str, Path] = {}
+    for path, config in configs:
+        if config.name in owners:
+            first = owners[config.name]
+            what = f"name: {config.name!r} is taken by {first}; give one of them name=..."
+            faults.append(Fault(str(path), what))
+        owners.setdefault(config.name, path)
+    if faults:
+        raise ConfigError(*faults)
+    return configs
+
+
+def _by_file(words: Iterable[str]) -> list[tuple[Path, list[str]]]:
+    files: list[tuple[Path, list[str]]] = []
+    for word in words:
+        if re.match(r"[A-Za-z_]\w*=", word, re.ASCII) is None:
+            files.append((Path(word), []))
+        elif not files:
+            raise ConfigError(Fault("command line", f"{word!r} stands before the file it changes"))
+        else:
+            files[-1][1].append(word)
+    return files
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the domains of ``options.words``; return the exit status."""
+    configs = [config for _, config in load_all(options.words)]
+    names = [config.name for config in configs]
+
+    from xenlite.cli.consoles import join
     from xenlite.cli.terminal import Output, Terminal
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import HostClock
@@ -44,10 +86,11 @@ def run(options: argparse.Namespace) -> int:
     from xenlite.toolstack.host import Host, Voice
 
     with ExitStack() as cleanup:
-        log = None
+        consoles = []
         if options.log is not None:
             log = LogFile(options.log, _say)
             cleanup.callback(log.close)
+            consoles.append(join(names, log.write, is_terminal=False))
 
         def output_broke(error: OSError) -> None:
             if error.errno != errno.EPIPE:
@@ -62,17 +105,22 @@ def run(options: argparse.Namespace) -> int:
             broken=output_broke,
         )
 
-        def console(_domid: int, data: bytes) -> None:
-            if log is not None:
-                log.write(data)
-            if not options.quiet:
-                output.write(data)
+        if not options.quiet:
+            consoles.append(join(names, output.write, is_terminal=output.is_terminal))
 
-        host = Host(hypervisor, clock, Voice(console, _say))
+        def console(name: str, data: bytes) -> None:
+            for each in consoles:
+                each.write(name, data)
+
+        def ended(name: str) -> None:
+            for each in consoles:
+                each.ended(name)
+
+        host = Host(hypervisor, clock, Voice(console, ended, _say))
         cleanup.callback(host.close)
         with Terminal(typed=host.feed, wants_input=host.wants_input, leave=host.leave):
             return host.run(
-                [config],
+                configs,
                 timeout_s=options.timeout,
                 audits=options.audit,
                 explains=options.verbose,

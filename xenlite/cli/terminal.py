@@ -19,8 +19,6 @@ import termios
 import threading
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from xenlite.cli.escapes import EscapeFilter
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -43,16 +41,14 @@ class Output:
         self._fd = fd
         self._gives_up = gives_up
         self._broken = broken
-        self._filter = EscapeFilter() if os.isatty(fd) else None
-        self._write_bytes = PIPE_BYTES if self._filter is None else TERMINAL_BYTES
+        self.is_terminal = os.isatty(fd)
+        self._write_bytes = TERMINAL_BYTES if self.is_terminal else PIPE_BYTES
         self._poll = select.poll()
         self._poll.register(fd, select.POLLOUT)
         self._is_closed = False
 
     def write(self, data: bytes) -> None:
         """Write all of it, however slowly it is read; drop it when there is no point any more."""
-        if self._filter is not None:
-            data = self._filter.feed(data)
         left = memoryview(data)
         while left and not self._is_closed:
             if not self._poll.poll(POLL_SECONDS * 1000):

@@ -80,6 +80,10 @@ class Scheduler:
         account = self._accounts[domid]
         account.weight, account.cap = weight, cap
 
+    def account(self, domid: int) -> Account:
+        """Return what a domain is entitled to and has spent."""
+        return self._accounts[domid]
+
     def remove(self, domid: int) -> None:
         """Close an account."""
         del self._accounts[domid]

@@ -93,6 +93,8 @@ def build(
         config.name, max_pages=config.max_pages, max_vcpus=config.maxvcpus
     )
     undo.callback(control.destroy_domain, domid)
+    control.set_scheduling(domid, weight=config.cpu_weight, cap=config.cap)
+    control.set_max_port(domid, config.max_event_channels)
     for assist in config.assists:
         control.enable_assist(domid, assist)
     domain = _Building(control, domid, layout, image)

@@ -12,7 +12,7 @@ names. The file is read as events and never composed: the C composer recurses on
 without a bound, so that a file of a million ``[`` would end the process.
 
 KEYS is the one description of the file; the JSON Schema comes from it too. It is a table of ours
-because importing pydantic and building a model of these eleven keys takes 80 ms of the 200
+because importing pydantic and building a model of these keys takes 80 ms of the 200
 that a domain may take from the start of the process to the first line of its kernel.
 """
 
@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from xenlite.abi.x86_32p import (
+    EVTCHN_2L_NR_CHANNELS,
     MAX_GUEST_CMDLINE,
     VMASST_TYPE_NAMES,
     XEN_LEGACY_MAX_VCPUS,
@@ -42,9 +43,11 @@ if TYPE_CHECKING:
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
 MIN_MEMORY_MIB: Final = 4  # the smallest initial mapping
-LATER_XL_KEYS: Final = frozenset(
-    {"cap", "cpus", "cpu_weight", "disk", "extra", "root", "vfb", "vif"}
-)
+MAX_CPU_WEIGHT: Final = 65535
+MAX_CAP: Final = 100 * XEN_LEGACY_MAX_VCPUS
+MIN_EVENT_CHANNELS: Final = 2  # XenStore's and the console's
+MAX_EVENT_CHANNELS: Final = EVTCHN_2L_NR_CHANNELS - 1
+LATER_XL_KEYS: Final = frozenset({"cpus", "disk", "extra", "root", "vfb", "vif"})
 ASSISTS: Final = {
     name.removeprefix("VMASST_TYPE_"): number
     for number, name in VMASST_TYPE_NAMES.items()
@@ -85,10 +88,13 @@ def _memory(text: str) -> int:
     return _within(mib, text, MIN_MEMORY_MIB, MAX_MEMORY_MIB)
 
 
-def _processors(text: str) -> int:
-    if re.fullmatch(r"-?\d{1,9}", text, re.ASCII) is None:
-        raise ValueError(f"{text!r} is not a whole number")
-    return _within(int(text), text, 1, XEN_LEGACY_MAX_VCPUS)
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if re.fullmatch(r"-?\d{1,9}", text, re.ASCII) is None:
+            raise ValueError(f"{text!r} is not a whole number")
+        return _within(int(text), text, least, most)
+
+    return read
 
 
 def _within(value: int, text: str, least: int, most: int) -> int:
@@ -134,6 +140,7 @@ _SIZE: Final = {
         {"type": "string", "pattern": r"^\s*\d{1,12}([KMGkmg]?([iI]?[bB])?)\s*$"},
     ]
 }
+_processors: Final = _number(1, XEN_LEGACY_MAX_VCPUS)
 _COUNT: Final = {"type": "integer", "minimum": 1, "maximum": XEN_LEGACY_MAX_VCPUS}
 _ACTION: Final = {"enum": [reaction.value for reaction in Reaction]}
 
@@ -160,6 +167,24 @@ KEYS: Final = {
     "vcpus": Key(_processors, "Virtual processors at the start.", _COUNT, 1),
     "maxvcpus": Key(
         _processors, "Most virtual processors; as many as `vcpus` when left out.", _COUNT
+    ),
+    "cpu_weight": Key(
+        _number(1, MAX_CPU_WEIGHT),
+        "Share of the CPU, against the weights of the other domains.",
+        {"type": "integer", "minimum": 1, "maximum": MAX_CPU_WEIGHT},
+        256,
+    ),
+    "cap": Key(
+        _number(0, MAX_CAP),
+        "Most it may use, in percent of one CPU, even where nobody else wants it; 0 for no limit.",
+        {"type": "integer", "minimum": 0, "maximum": MAX_CAP},
+        0,
+    ),
+    "max_event_channels": Key(
+        _number(MIN_EVENT_CHANNELS, MAX_EVENT_CHANNELS),
+        "Most event channels it may have.",
+        {"type": "integer", "minimum": MIN_EVENT_CHANNELS, "maximum": MAX_EVENT_CHANNELS},
+        MAX_EVENT_CHANNELS,
     ),
     "on_poweroff": Key(
         _reaction, "What to do when the guest powers off.", _ACTION, Reaction.DESTROY
@@ -399,6 +424,10 @@ def _joint_rules(values: dict[str, Any], entries: dict[str, Entry]) -> list[Faul
         if most in values and values[most] < least:
             what = f"{most}: {values[most]}{unit} is less than {now}, {least}{unit}"
             faults.append(Fault(entries[most].where, what))
+    processors = values.get("maxvcpus") or values.get("vcpus", KEYS["vcpus"].default)
+    if values.get("cap", 0) > 100 * processors:
+        what = f"cap: {values['cap']} is more than the {processors} virtual processors can use"
+        faults.append(Fault(entries["cap"].where, what))
     return faults
 
 
@@ -419,4 +448,7 @@ def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
         on_reboot=values["on_reboot"],
         on_crash=values["on_crash"],
         assists=values["assists"] or (),
+        cpu_weight=values["cpu_weight"],
+        cap=values["cap"],
+        max_event_channels=values["max_event_channels"],
     )

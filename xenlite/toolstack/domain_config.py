@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import XEN_PAGE_SHIFT
+from xenlite.abi.x86_32p import EVTCHN_2L_NR_CHANNELS, XEN_PAGE_SHIFT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +47,9 @@ class DomainConfig:
     on_reboot: Reaction = Reaction.RESTART
     on_crash: Reaction = Reaction.DESTROY
     assists: tuple[int, ...] = ()
+    cpu_weight: int = 256
+    cap: int = 0  # percent of the CPU; 0 for none
+    max_event_channels: int = EVTCHN_2L_NR_CHANNELS - 1
 
     @property
     def pages(self) -> int:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import SHUTDOWN_poweroff, SHUTDOWN_reboot
-from xenlite.doors import RunState
 from xenlite.toolstack.console_log import ConsoleTail
 from xenlite.toolstack.domain_config import Reaction
 from xenlite.toolstack.lifecycle import Guest, exit_status, reaction, reason_name
@@ -28,16 +27,20 @@ if TYPE_CHECKING:
     from xenlite.toolstack.domain_config import DomainConfig
 
 EXIT_TIMEOUT: Final = 124
-ENDED: Final = frozenset({RunState.SHUTDOWN, RunState.CRASHED})
 AUDIT_PERIOD_NS: Final = 500_000_000
 MAX_WAITING_INPUT: Final = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """Where a host speaks: ``console`` takes what domains print, ``say`` takes our own lines."""
+    """Where a host speaks.
 
-    console: Callable[[int, bytes], None]
+    ``console`` takes what the domain of a name prints, and ``ended`` hears that it has ended; both
+    before ``say`` takes our own lines about it.
+    """
+
+    console: Callable[[str, bytes], None]
+    ended: Callable[[str], None]
     say: Callable[[str], None]
 
 
@@ -51,6 +54,7 @@ class Host:
         self._clock = clock
         self._voice = voice
         self._guests: list[Guest] = []
+        self._names: dict[int, str] = {}
         self._tails: defaultdict[int, ConsoleTail] = defaultdict(ConsoleTail)
         self._leave_status: int | None = None
         self._deadline_ns: int | None = None
@@ -68,9 +72,9 @@ class Host:
     ) -> int:
         """Run domains until all have ended for good; return the exit status.
 
-        That is the one of the first domain that did not power off, EXIT_TIMEOUT when the time was
-        up, or what ``leave`` asked for. ``audits`` recomputes every invariant as it goes;
-        ``explains`` says why each refused hypercall was refused.
+        That is the one of the first domain, in the order given, that did not power off;
+        EXIT_TIMEOUT when the time was up; or what ``leave`` asked for. ``audits`` recomputes every
+        invariant as it goes; ``explains`` says why each refused hypercall was refused.
         """
         self._audits = audits
         if explains:
@@ -121,23 +125,24 @@ class Host:
     # -- the run ------------------------------------------------------------------------------
 
     def _until_all_ended(self) -> int:
-        status = 0
+        statuses = [0] * len(self._guests)
         preserved: set[int] = set()
         while True:
             self._hypervisor.run(lambda: self._has_news(preserved), self._deadline_ns)
-            for guest in self._guests:
+            ended = set(self._control.ended()) - preserved
+            for at, guest in enumerate(self._guests):
                 domid = _domid(guest)
-                if domid is None or domid in preserved or not self._has_ended(domid):
-                    continue
-                ended, stays = self._react(guest)
-                status = status or ended
-                if stays:
-                    preserved.add(domid)
-            if all(guest.domain is None for guest in self._guests):
+                if domid in ended:
+                    statuses[at], stays = self._react(guest)
+                    if stays:
+                        preserved.add(domid)
+            status = next(filter(None, statuses), 0)
+            left = {domid for domid in map(_domid, self._guests) if domid is not None}
+            if not left:
                 self._audit()
                 return status
             if self._leave_status is not None:
-                return status if preserved else self._leave_status
+                return status if left <= preserved else self._leave_status
             if self.has_to_end():
                 return EXIT_TIMEOUT
 
@@ -146,14 +151,7 @@ class Host:
             self._audit()
         if self._leave_status is not None:
             return True
-        return any(
-            domid not in preserved and self._has_ended(domid)
-            for domid in map(_domid, self._guests)
-            if domid is not None
-        )
-
-    def _has_ended(self, domid: int) -> bool:
-        return self._control.info(domid).state in ENDED
+        return not preserved.issuperset(self._control.ended())
 
     def _audit(self) -> None:
         if self._audits:
@@ -171,7 +169,10 @@ class Host:
 
     def _print(self, domid: int, data: bytes) -> None:
         self._tails[domid].write(data)
-        self._voice.console(domid, data)
+        name = self._names.get(domid)
+        if name is None:
+            name = self._names[domid] = self._control.info(domid).name
+        self._voice.console(name, data)
 
     def _react(self, guest: Guest) -> tuple[int, bool]:
         """Do what the owner wants with an ended domain: its exit status, and whether it stays."""
@@ -179,6 +180,7 @@ class Host:
         assert domain is not None
         assert guest.console is not None
         guest.console.pump()
+        self._voice.ended(guest.config.name)
         info = self._control.info(domain.domid)
         reason = info.shutdown_reason
         assert reason is not None, f"domain {domain.domid} ended without a reason"
@@ -189,6 +191,7 @@ class Host:
             return exit_status(reason), True
         guest.stop()
         self._tails.pop(domain.domid, None)
+        self._names.pop(domain.domid, None)
         if wish is Reaction.RESTART:
             if guest.restarts.allows(self._clock.monotonic_ns()):
                 self._start(guest)

@@ -12,7 +12,15 @@ from typing import cast
 import pytest
 
 from tests.support.kernel_file import KernelFile, Load, based_at
-from xenlite.abi.x86_32p import EPERM, FLAT_RING1_CS, FLAT_RING1_SS, SharedInfo, StartInfo
+from xenlite.abi.x86_32p import (
+    EINVAL,
+    ENOSPC,
+    EPERM,
+    FLAT_RING1_CS,
+    FLAT_RING1_SS,
+    SharedInfo,
+    StartInfo,
+)
 from xenlite.dom0.console import OUT
 from xenlite.doors import Control, Link
 from xenlite.errors import ConfigError, PeerError, Refused
@@ -96,6 +104,40 @@ def test_events_start_masked_on_every_vcpu(hypervisor: Hypervisor) -> None:
     mfn = built.start_info().shared_info >> 12
     shared_info = SharedInfo.unpack(built.control.read_frame(built.domain.domid, mfn, 0, PAGE))
     assert {vcpu.evtchn_upcall_mask for vcpu in shared_info.vcpu_info} == {1}
+
+
+def test_shares_and_limits_are_those_of_the_configuration(hypervisor: Hypervisor) -> None:
+    control = hypervisor.control()
+    wanted = config(cpu_weight=512, cap=50, max_event_channels=3)
+    domid = build(control, wanted, parse_kernel(KERNEL.build(), "k"), b"", ExitStack()).domid
+    account = hypervisor.scheduler.account(domid)
+    assert (account.weight, account.cap) == (512, 50)
+    assert control.alloc_unbound(domid, 0) == 3
+    with pytest.raises(Refused) as refused:
+        control.alloc_unbound(domid, 0)
+    assert refused.value.errno == ENOSPC
+
+
+@pytest.mark.parametrize(("weight", "cap"), [(0, 0), (65536, 0), (256, -1), (256, 201)])
+def test_shares_out_of_bounds_are_refused(hypervisor: Hypervisor, weight: int, cap: int) -> None:
+    control = hypervisor.control()
+    domid = control.create_domain("d", max_pages=1, max_vcpus=2)
+    control.set_scheduling(domid, weight=1, cap=200)
+    with pytest.raises(Refused) as refused:
+        control.set_scheduling(domid, weight=weight, cap=cap)
+    assert refused.value.errno == EINVAL
+    account = hypervisor.scheduler.account(domid)
+    assert (account.weight, account.cap) == (1, 200)
+
+
+@pytest.mark.parametrize("port", [0, 1024])
+def test_a_port_limit_out_of_bounds_is_refused(hypervisor: Hypervisor, port: int) -> None:
+    control = hypervisor.control()
+    domid = control.create_domain("d", max_pages=1, max_vcpus=1)
+    with pytest.raises(Refused) as refused:
+        control.set_max_port(domid, port)
+    assert refused.value.errno == EINVAL
+    assert control.alloc_unbound(domid, 0) == 1
 
 
 def test_without_a_ramdisk_there_is_no_module(hypervisor: Hypervisor) -> None:

@@ -57,6 +57,9 @@ def test_every_key_arrives() -> None:
         on_poweroff: preserve
         on_reboot: destroy
         on_crash: restart
+        cpu_weight: 512
+        cap: 150
+        max_event_channels: 64
     """
     config = read(text)
     assert config.kernel == Path("/boot/k")
@@ -68,6 +71,7 @@ def test_every_key_arrives() -> None:
     assert config.on_poweroff is Reaction.PRESERVE
     assert config.on_reboot is Reaction.DESTROY
     assert config.on_crash is Reaction.RESTART
+    assert (config.cpu_weight, config.cap, config.max_event_channels) == (512, 150, 64)
 
 
 @pytest.mark.parametrize(
@@ -92,6 +96,26 @@ def test_assists_are_named_as_xen_names_them() -> None:
         "dom.yaml:3: assists: 'writable_pagetable' is no assist;"
         " did you mean 'writable_pagetables'?"
     ]
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("cpu_weight=0", "cpu_weight: '0' is too small; at least 1"),
+        ("cpu_weight=65536", "cpu_weight: '65536' is too large; at most 65535"),
+        ("cap=-1", "cap: '-1' is too small; at least 0"),
+        ("cap=half", "cap: 'half' is not a whole number"),
+        ("cap=101", "cap: 101 is more than the 1 virtual processors can use"),
+        ("max_event_channels=1", "max_event_channels: '1' is too small; at least 2"),
+        ("max_event_channels=1024", "max_event_channels: '1024' is too large; at most 1023"),
+    ],
+)
+def test_shares_and_limits_have_xls_bounds(word: str, problem: str) -> None:
+    assert faults(LEAST, word) == [f"command line: {problem}"]
+
+
+def test_a_cap_counts_the_processors_that_there_may_be() -> None:
+    assert read(LEAST, "cap=400", "vcpus=2", "maxvcpus=4").cap == 400
 
 
 def test_an_empty_optional_key_counts_as_left_out() -> None:
