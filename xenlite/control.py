@@ -27,10 +27,18 @@ from xenlite.errors import Refused
 from xenlite.machine.frames import FrameType
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.trap import EIP, ESI, ESP
-from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
+from xenlite.machine.x86_32p import (
+    INDEX_MASK,
+    L1_SHIFT,
+    L2_SHIFT,
+    L3_SHIFT,
+    PTE_ADDRESS,
+    PTE_P,
+)
 from xenlite.registers import read_registers
 
 if TYPE_CHECKING:
+    from xenlite.core.vcpu import Vcpu
     from xenlite.hypervisor import Hypervisor
 
 
@@ -175,19 +183,20 @@ class ControlDoor:
 
     def registers(self, domid: int, vcpu: int) -> dict[str, int]:
         """Read the registers of a vCPU that is not running."""
-        domain = self._vcpu_domain(domid, vcpu)
-        return read_registers(domain)
+        return read_registers(self._vcpu(domid, vcpu))
 
     def translate(self, domid: int, vcpu: int, vaddr: int) -> int | None:
         """Walk the vCPU's page tables: the machine address, or None where not present."""
-        domain = self._vcpu_domain(domid, vcpu)
-        slot = domain.paging.slot_of(vaddr)
-        if slot is None:
+        table = self._vcpu(domid, vcpu).cr3_mfn
+        if table is None:
             return None
-        entry = self._memory.m64[slot]
-        if not entry & PTE_P:
-            return None
-        return int(entry & PTE_ADDRESS) | (vaddr & (PAGE_SIZE - 1))
+        at = table << PAGE_SHIFT
+        for shift in (L3_SHIFT, L2_SHIFT, L1_SHIFT):
+            entry = self._memory.m64[(at >> 3) + (vaddr >> shift & INDEX_MASK)]
+            if not entry & PTE_P:
+                return None
+            at = entry & PTE_ADDRESS
+        return int(at) | (vaddr & (PAGE_SIZE - 1))
 
     def read_virtual(self, domid: int, vcpu: int, vaddr: int, size: int) -> bytes:
         """Read guest memory as far as it is mapped (shorter than ``size`` where it ends)."""
@@ -235,11 +244,11 @@ class ControlDoor:
             raise Refused(EINVAL, "control.not-dom0", domid)
         return self._domain(domid)
 
-    def _vcpu_domain(self, domid: int, vcpu: int) -> Domain:
+    def _vcpu(self, domid: int, vcpu: int) -> Vcpu:
         domain = self._guest(domid)
-        if not 0 <= vcpu < len(domain.vcpus) or domain.vcpus[vcpu] is not domain.current:
-            raise Refused(EINVAL, "control.vcpu-not-current", vcpu)
-        return domain
+        if not 0 <= vcpu < len(domain.vcpus):
+            raise Refused(EINVAL, "control.no-such-vcpu", vcpu)
+        return domain.vcpus[vcpu]
 
     def _check_owned(self, domid: int, mfn: int) -> None:
         if not self._frames.is_owned(mfn, self._guest(domid).domid):

@@ -69,8 +69,13 @@ class _Guest:
         self.slice_blocks = _FIRST_SLICE_BLOCKS
 
     def calibrate(self, blocks: int, spent_ns: int) -> None:
-        """Bring the next full slice closer to its length on this host."""
-        wanted = blocks * SLICE_NS // max(spent_ns, 1)
+        """Bring the next full slice closer to its length on this host.
+
+        A clock that stands still tells nothing about it.
+        """
+        if not spent_ns:
+            return
+        wanted = blocks * SLICE_NS // spent_ns
         blended = (3 * self.slice_blocks + wanted) // 4
         self.slice_blocks = max(_MIN_SLICE_BLOCKS, min(_MAX_SLICE_BLOCKS, blended))
 
@@ -294,7 +299,7 @@ class Hypervisor:
             vcpu=domain.current.id,
             rule=crash.rule,
             detail=crash.detail,
-            registers=read_registers(domain),
+            registers=read_registers(domain.current),
             hypercalls=_trail(domain),
         )
 

@@ -18,6 +18,7 @@ from xenlite.machine.trap import (
     ECX,
     EDI,
     EDX,
+    EFLAGS,
     EIP,
     ES,
     ESI,
@@ -30,7 +31,7 @@ from xenlite.machine.trap import (
 )
 
 if TYPE_CHECKING:
-    from xenlite.core.domain import Domain
+    from xenlite.core.vcpu import Vcpu
 
 _WORDS = {
     "eax": EAX,
@@ -55,11 +56,21 @@ _WORDS = {
 }
 
 
-def read_registers(domain: Domain) -> dict[str, int]:
-    """Read what the domain's engine holds; selectors as 16 bits."""
-    regs = domain.engine.regs
+def read_registers(vcpu: Vcpu) -> dict[str, int]:
+    """Read what the engine holds of a vCPU, or what was saved of it; selectors as 16 bits.
+
+    One that has never run has none.
+    """
+    engine = vcpu.domain.engine
+    if vcpu is vcpu.domain.current:
+        regs, eflags = engine.regs, engine.read_eflags()
+    elif vcpu.context is not None:
+        regs = memoryview(vcpu.context).cast("I")
+        eflags = regs[EFLAGS]
+    else:
+        return {}
     named = {name: int(regs[word]) for name, word in _WORDS.items()}
     for selector in ("cs", "ss", "ds", "es", "fs", "gs"):
         named[selector] &= 0xFFFF
-    named["eflags"] = domain.engine.read_eflags()
+    named["eflags"] = eflags
     return named

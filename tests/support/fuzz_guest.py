@@ -95,7 +95,7 @@ class SmallDomain:
         """Let it run for at most so many blocks, alone."""
         guest = self.hypervisor._guests[self.domid]
         guest.slice_blocks = blocks
-        self.hypervisor._run_slice(guest)
+        self.hypervisor._run_slice(guest, guest.domain.current)
 
 
 class Victim(SmallDomain):

@@ -23,6 +23,7 @@ from xenlite.core.domain import Domain
 from xenlite.devkit.assembler import assemble_fragment
 from xenlite.doors import CrashRecord, Refusal
 from xenlite.hypervisor import Hypervisor
+from xenlite.machine.clock import Clock
 from xenlite.toolstack.builder import BuiltDomain, build
 from xenlite.toolstack.domain_config import DomainConfig
 from xenlite.toolstack.image import KernelImage, Segment
@@ -243,11 +244,17 @@ class BootedGuest:
         return self.hypervisor.run(until or (lambda: self.reason is not None), deadline)
 
 
-@contextmanager
-def made(
-    source: str, *, memory_mb: int = 4, host_mb: int = 32, defines: dict[str, int] | None = None
-) -> Iterator[BootedGuest]:
-    """Build the domain and unpause it, but leave running it to the caller."""
+def add_guest(
+    hypervisor: Hypervisor,
+    source: str,
+    undo: ExitStack,
+    *,
+    name: str = "guest",
+    memory_mb: int = 4,
+    vcpus: int = 1,
+    defines: dict[str, int] | None = None,
+) -> BootedGuest:
+    """Build the domain, still paused, into a hypervisor that is there; ``undo`` destroys it."""
     text = PRELUDE + (source if "start:" in source else START + source)
     fragment = assemble_fragment(text, ORIGIN, {"VIRT_BASE": VIRT_BASE, **(defines or {})})
     end = ORIGIN + len(fragment.code)
@@ -263,17 +270,34 @@ def made(
         guest_version="",
         features=frozenset(),
     )
-    config = DomainConfig("guest", Path("guest"), "guest", memory_mb, memory_mb)
-    hypervisor = Hypervisor(host_mb * MEGABYTE)
+    config = DomainConfig(name, Path(name), name, memory_mb, memory_mb, vcpus=vcpus, maxvcpus=vcpus)
+    control = hypervisor.control()
+    built = build(control, config, image, b"", undo)
+    return BootedGuest(hypervisor, control, built, dict(fragment.symbols))
+
+
+@contextmanager
+def made(
+    source: str,
+    *,
+    memory_mb: int = 4,
+    host_mb: int = 32,
+    vcpus: int = 1,
+    clock: Clock | None = None,
+    defines: dict[str, int] | None = None,
+) -> Iterator[BootedGuest]:
+    """Build the domain and unpause it, but leave running it to the caller."""
+    hypervisor = Hypervisor(host_mb * MEGABYTE, clock)
     try:
         control = hypervisor.control()
         free = sum(hypervisor.machine.frames.refs)
         with ExitStack() as undo:
-            built = build(control, config, image, b"", undo)
-            guest = BootedGuest(hypervisor, control, built, dict(fragment.symbols))
+            guest = add_guest(
+                hypervisor, source, undo, memory_mb=memory_mb, vcpus=vcpus, defines=defines
+            )
             hypervisor.console_output = lambda _domid, data: _append(guest, data)
             hypervisor.on_refused = guest.refusals.append
-            control.unpause(built.domid)
+            control.unpause(guest.domid)
             yield guest
             assert control.audit() == []
         assert control.audit() == []
@@ -289,10 +313,14 @@ def boot(
     memory_mb: int = 4,
     host_mb: int = 32,
     seconds: float = 10.0,
+    vcpus: int = 1,
+    clock: Clock | None = None,
     defines: dict[str, int] | None = None,
 ) -> Iterator[BootedGuest]:
     """Build the domain and run it to its end."""
-    with made(source, memory_mb=memory_mb, host_mb=host_mb, defines=defines) as guest:
+    with made(
+        source, memory_mb=memory_mb, host_mb=host_mb, vcpus=vcpus, clock=clock, defines=defines
+    ) as guest:
         assert guest.run(seconds), f"still running after {seconds} s"
         yield guest
 

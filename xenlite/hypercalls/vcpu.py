@@ -47,6 +47,7 @@ from xenlite.abi.x86_32p import (
     VcpuSetSingleshotTimer,
 )
 from xenlite.core.paging import WORK_BUDGET, Preempted
+from xenlite.core.scheduler import SLICE_NS
 from xenlite.core.timekeeping import publish_runstate
 from xenlite.core.timers import SHORTEST_PERIOD_NS
 from xenlite.core.vcpu import VcpuState
@@ -111,7 +112,7 @@ class VcpuCalls:
         elif deadline_ns > _LONGEST_NS or deadline_ns - now_ns >= _FAR_NS:
             timers.set_single(now_ns + _MISTAKE_NS)
         else:
-            timers.set_single(deadline_ns)
+            self._set_own_timer(deadline_ns, now_ns)
         return 0
 
     def vcpu_op(self, command: int, vcpu_id: int, argument: int, _1: int, _2: int) -> int:
@@ -227,17 +228,22 @@ class VcpuCalls:
         self._check_own(vcpu)
         copy = self._guest_memory.read(argument, SIZEOF_VCPU_SET_SINGLESHOT_TIMER)
         request = VcpuSetSingleshotTimer.unpack(copy)
-        if request.flags & VCPU_SSHOTTMR_future and (
-            request.timeout_abs_ns < self._clock.monotonic_ns()
-        ):
+        now_ns = self._clock.monotonic_ns()
+        if request.flags & VCPU_SSHOTTMR_future and request.timeout_abs_ns < now_ns:
             raise Refused(ETIME, "vcpu.timer-is-past", request.timeout_abs_ns)
-        vcpu.timers.set_single(request.timeout_abs_ns)
+        self._set_own_timer(request.timeout_abs_ns, now_ns)
         return 0
 
     def _stop_single(self, vcpu: Vcpu, _argument: int) -> int:
         self._check_own(vcpu)
         vcpu.timers.stop_single()
         return 0
+
+    def _set_own_timer(self, deadline_ns: int, now_ns: int) -> None:
+        """Arm the current vCPU's single timer; the loop must know of one within this slice."""
+        self._domain.current.timers.set_single(deadline_ns)
+        if deadline_ns - now_ns < SLICE_NS:
+            self._domain.engine.stop()
 
     def _check_own(self, vcpu: Vcpu) -> None:
         if vcpu is not self._domain.current:
