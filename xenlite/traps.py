@@ -6,7 +6,8 @@
     int 0x82 from ring 1 ......... the hypercall table
     int n ........................ the guest's own gate, if its privilege allows
     #PF .......................... a page-table write to emulate, else the guest's
-    #GP in ring 1 ................ a privileged instruction to emulate, else the guest's
+    #GP .......................... a privileged instruction to emulate, else the guest's
+    sysenter ..................... the kernel's entry point for it, if it has one
     #UD .......................... a forced emulation, else the guest's
     #NM .......................... CR0.TS is cleared, then the guest's
     any other fault .............. the guest's
@@ -42,8 +43,6 @@ from xenlite.machine.trap import (
     ERROR_CODE,
     ERROR_CODE_VECTORS,
     ESI,
-    HF_CPL,
-    HFLAGS,
     IS_INT,
     REGISTERS_SET,
     VECTOR_DB,
@@ -64,7 +63,6 @@ HYPERCALL_VECTOR: Final = 0x82
 SYSTEM_CALL_VECTOR: Final = 0x80  # any vector may be one; this one has an entry of its own
 _INT_SIZE: Final = 2
 _WORD: Final = 0xFFFFFFFF
-_KERNEL_CPL: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +168,7 @@ def make_route(
         if regs[IS_INT]:
             bounce.software_interrupt(vector)
         elif vector == VECTOR_GP:
-            if not (regs[HFLAGS] & HF_CPL == _KERNEL_CPL and emulator.privileged()):
+            if not emulator.privileged():
                 bounce.fault(VECTOR_GP, regs[ERROR_CODE])
         elif vector == VECTOR_NM:
             cpu.set_task_switched(False)
@@ -211,9 +209,11 @@ def make_route(
         if not emulator.port_access(port, size, direction, next_eip):
             bounce.fault(VECTOR_GP, 0)
 
-    def syscall(_kind: SyscallKind) -> None:
-        # No entry point can be registered for either, so both are what a CPU without them does.
-        bounce.fault(VECTOR_UD, None)
+    def syscall(kind: SyscallKind) -> None:
+        if kind is SyscallKind.SYSENTER:
+            bounce.sysenter()
+        else:  # which processors of this make have in 64-bit mode only
+            bounce.fault(VECTOR_UD, None)
 
     def unmapped(maddr: int) -> None:
         raise DomainCrash("paging.outside-memory", f"{maddr:#x} was reached through a page table")

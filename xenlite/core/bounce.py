@@ -28,6 +28,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from xenlite.abi.x86_32p import (
+    FLAT_RING3_SS,
     SAVED_UPCALL_MASK_SHIFT,
     SELECTOR_RPL,
     VCPU_INFO_ARCH_CR2,
@@ -238,6 +239,24 @@ class Bounce:
         if vcpu.event_callback is None:
             raise DomainCrash("traps.no-handler", "an event is pending, and there is no callback")
         cs, address, masks_events = vcpu.event_callback
+        self._enter(vcpu, cs, address, masks_events, ())
+
+    def sysenter(self) -> None:
+        """Enter the kernel for SYSENTER, as Xen does, to which the processor tells no way back.
+
+        The frame is that of ring 3 at address 0, with a null code selector. A kernel that has no
+        entry point finds it in a #GP. Raises DomainCrash.
+        """
+        vcpu = self._domain.current
+        regs = self._regs
+        regs[EIP] = regs[ESP] = 0
+        regs[CS_SELECTOR] = OUTERMOST
+        regs[SS_SELECTOR] = FLAT_RING3_SS
+        regs[HFLAGS] |= HF_CPL
+        if vcpu.sysenter_callback is None:
+            self.fault(VECTOR_GP, 0)
+            return
+        cs, address, masks_events = vcpu.sysenter_callback
         self._enter(vcpu, cs, address, masks_events, ())
 
     def reload_selectors(self) -> None:

@@ -6,10 +6,11 @@ mov from CR0, 2, 3, 4  the virtual registers; CR3 as ``mfn << 12 | mfn >> 20``
 mov to CR0, clts       only TS may change
 mov to CR2, CR3        ``arch.cr2``; CR3 as NEW_BASEPTR
 mov to CR4             TSD and DE are kept, and have no effect
-mov DR                 kept per vCPU, checked, and without effect: the engine has no watchpoints
+mov DR                 kept per vCPU, checked, and without effect (core/debug_registers.py)
 rdmsr, wrmsr           a few model-specific registers whose values mean nothing here
-cli, sti               nothing, as in Xen: the virtual interrupt flag is the mask byte
-in, out                nothing is behind any port: reads give ones
+cli, sti               nothing, as in Xen: the virtual interrupt flag is the mask byte; from any
+                       ring that the virtual IOPL allows
+in, out                nothing is behind any port: reads give ones; likewise, or by the I/O bitmap
 wbinvd                 nothing
 ud2 "xen" cpuid        CPUID, in every ring
 =====================  ==========================================================================
@@ -26,7 +27,7 @@ from xenlite.abi.x86_32p import (
     VCPU_INFO_ARCH_CR2,
     VMASST_TYPE_architectural_iopl,
 )
-from xenlite.core.hole import HOLE_START
+from xenlite.core import debug_registers
 from xenlite.core.paging import WORK_BUDGET, Preempted
 from xenlite.errors import Refused
 from xenlite.machine.cpuid import cpuid
@@ -78,15 +79,6 @@ _MSRS: Final = {
     _MSR_EFER: _EFER_NXE,
 }
 
-_DR_ADDRESSES: Final = range(4)
-_DR6, _DR7 = 6, 7
-_DR6_FIXED: Final = 0xFFFF0FF0
-_DR6_ZERO: Final = 1 << 12
-_DR7_FIXED: Final = 1 << 10
-_DR7_ZERO: Final = 0xD800
-_DR7_GENERAL_DETECT: Final = 1 << 13
-_DR7_IO: Final = 2
-
 
 class Emulator:
     """The emulation of one domain, for its current vCPU."""
@@ -100,7 +92,7 @@ class Emulator:
         self._m32 = self._memory.m32
 
     def privileged(self) -> bool:
-        """Emulate the instruction at EIP that gave the kernel #GP; False where it isn't ours."""
+        """Emulate the instruction at EIP that gave #GP; False where it stays the guest's."""
         regs = self._regs
         if regs[ERROR_CODE] or not regs[HFLAGS] & HF_CS32:
             return False
@@ -114,6 +106,8 @@ class Emulator:
                 return False
             self._finish(length + 1)
             return True
+        if regs[HFLAGS] & HF_CPL != _KERNEL_CPL:
+            return False
         if opcode != bytes((_ESCAPE,)) or len(code) < length + 2:
             return False
         try:
@@ -133,8 +127,9 @@ class Emulator:
 
     def port_access(self, port: int, size: int, direction: IoDirection, next_eip: int) -> bool:
         """Do an IN or OUT of ``size`` bytes at EIP; False where it is a fault of the guest's."""
-        del port  # nothing is behind any of them
-        if not self._may_do_io() or self._is_string_io():
+        if not self._may_do_io() and not self._is_open(port, size):
+            return False
+        if self._is_string_io():
             return False
         regs = self._regs
         if direction is IoDirection.IN:
@@ -213,23 +208,17 @@ class Emulator:
                 self._engine.stop()
         return True
 
-    def _read_dr(self, number: int) -> int:
-        # 4 and 5 are other names of 6 and 7 while CR4.DE is clear, and a guest's is never set.
-        return self._domain.current.debug_registers[number | 2 if number & 4 else number]
+    def _read_dr(self, number: int) -> int | None:
+        try:
+            return debug_registers.read(self._domain.current, number)
+        except Refused:
+            return None
 
     def _write_dr(self, number: int, value: int) -> bool:
-        if number in _DR_ADDRESSES:
-            if value >= HOLE_START:
-                return False
-        elif number | 2 == _DR6:
-            number = _DR6
-            value = (value | _DR6_FIXED) & ~_DR6_ZERO
-        else:
-            number = _DR7
-            value = (value | _DR7_FIXED) & ~_DR7_ZERO
-            if value & _DR7_GENERAL_DETECT or _watches_ports(value):
-                return False
-        self._domain.current.debug_registers[number] = value
+        try:
+            debug_registers.write(self._domain.current, number, value)
+        except Refused:
+            return False
         return True
 
     def _model_specific(self, *, writing: bool) -> bool:
@@ -255,7 +244,18 @@ class Emulator:
         ring = self._regs[HFLAGS] & HF_CPL
         if ring == _KERNEL_CPL and not domain.assists & _ARCHITECTURAL_IOPL:
             ring = 0
-        return ring <= domain.current.iopl >> _IOPL_SHIFT
+        return ring <= domain.current.io_privilege >> _IOPL_SHIFT
+
+    def _is_open(self, port: int, size: int) -> bool:
+        """Look up ``size`` ports in the guest's bitmap; what can't be read there is closed."""
+        vcpu = self._domain.current
+        if port + size >= vcpu.io_ports:
+            return False
+        try:
+            closed = self._guest_memory.read(vcpu.io_bitmap + (port >> 3), 2)
+        except Refused:
+            return False
+        return not int.from_bytes(closed, "little") >> (port & 7) & (1 << size) - 1
 
     def _is_string_io(self) -> bool:
         code = self._fetch(_LONGEST).lstrip(_PREFIXES)
@@ -275,10 +275,3 @@ class Emulator:
             except Refused:
                 break
         return code
-
-
-def _watches_ports(dr7: int) -> bool:
-    """Tell whether DR7 enables a breakpoint on I/O, which needs CR4.DE."""
-    return any(
-        dr7 >> 2 * number & 3 and dr7 >> 16 + 4 * number & 3 == _DR7_IO for number in range(4)
-    )

@@ -94,6 +94,7 @@ class Vcpu:
     """State of one vCPU; created DOWN."""
 
     __slots__ = (
+        "concealed_iopl",
         "context",
         "cr3_mfn",
         "ctrl_cr4",
@@ -108,6 +109,8 @@ class Vcpu:
         "id",
         "info_maddr",
         "info_mfn",
+        "io_bitmap",
+        "io_ports",
         "iopl",
         "is_initialised",
         "kernel_sp",
@@ -122,6 +125,7 @@ class Vcpu:
         "selectors_stale",
         "start",
         "state",
+        "sysenter_callback",
         "timers",
         "traps",
         "upcall_index",
@@ -151,6 +155,7 @@ class Vcpu:
         self.traps: list[TrapGate | None] = [None] * 256
         self.event_callback: Callback | None = None
         self.failsafe_callback: Callback | None = None
+        self.sysenter_callback: Callback | None = None
         self.cr3_mfn: int | None = None  # the L3 frame that this vCPU holds a type reference on
         self.ctrl_cr4 = 0
         self.gdt_frames: tuple[int, ...] = ()
@@ -165,9 +170,22 @@ class Vcpu:
         # ds, es, fs, gs that ring 3 may keep, as they were when it was last entered.
         self.outer_selectors: tuple[int, ...] = ()
         self.selectors_stale = False  # a table has changed since the data selectors were loaded
-        # The virtual IOPL as it stands in EFLAGS; 0 without vm_assist architectural_iopl.
+        # The virtual IOPL at its place in EFLAGS: the first with vm_assist architectural_iopl,
+        # when the guest sees it there, the second without. The other is 0.
         self.iopl = 0
+        self.concealed_iopl = 0
+        self.io_bitmap = 0  # address of the guest's I/O permission bitmap
+        self.io_ports = 0  # how many ports it is for
         self.debug_registers = [0, 0, 0, 0, 0, 0, DR6_RESET, DR7_RESET]
+
+    @property
+    def io_privilege(self) -> int:
+        """Return the virtual IOPL at its place in EFLAGS."""
+        return self.iopl | self.concealed_iopl
+
+    def set_io_privilege(self, iopl: int, *, shown: bool) -> None:
+        """Set the virtual IOPL, given at its place in EFLAGS; ``shown`` there or concealed."""
+        self.iopl, self.concealed_iopl = (iopl, 0) if shown else (0, iopl)
 
     def move_info(self, maddr: int) -> None:
         """Look for vcpu_info at another machine address from now on."""

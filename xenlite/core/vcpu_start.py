@@ -117,8 +117,8 @@ def prepare(domain: Domain, vcpu: Vcpu, context: VcpuGuestContext) -> None:
         cs = guest_selector(context.failsafe_callback_cs)
         masks_events = bool(context.flags & VGCF_failsafe_disables_events)
         vcpu.failsafe_callback = Callback(cs, context.failsafe_callback_eip, masks_events)
-    if domain.assists & _ARCHITECTURAL_IOPL:
-        vcpu.iopl = context.user_regs.eflags & EFLAGS_IOPL
+    shown = bool(domain.assists & _ARCHITECTURAL_IOPL)
+    vcpu.set_io_privilege(context.user_regs.eflags & EFLAGS_IOPL, shown=shown)
     vcpu.start = context
     vcpu.is_initialised = True
 

@@ -130,9 +130,9 @@ class InfoCalls:
             self._domain.assists |= 1 << kind
         elif command == VMASST_CMD_disable:
             self._domain.assists &= ~(1 << kind)
-            if kind == VMASST_TYPE_architectural_iopl:
-                for vcpu in self._domain.vcpus:
-                    vcpu.iopl = 0
         else:
             raise Refused(ENOSYS, "info.assist-command", command)
+        if kind == VMASST_TYPE_architectural_iopl:
+            for vcpu in self._domain.vcpus:
+                vcpu.set_io_privilege(vcpu.io_privilege, shown=command == VMASST_CMD_enable)
         return 0

@@ -20,6 +20,7 @@ from xenlite.hypercalls.info import InfoCalls
 from xenlite.hypercalls.memory import MemoryCalls
 from xenlite.hypercalls.mmu import MmuCalls
 from xenlite.hypercalls.multicall import Multicall
+from xenlite.hypercalls.physdev import PhysdevCalls
 from xenlite.hypercalls.restart import Handler, NoteRefusal
 from xenlite.hypercalls.sched import SchedCalls
 from xenlite.hypercalls.traps import TrapCalls
@@ -43,6 +44,7 @@ def build(domain: Domain, note: NoteRefusal) -> list[Handler]:
         ConsoleCalls(domain),
         EventCalls(domain),
         GrantCalls(domain, note),
+        PhysdevCalls(domain),
         VcpuCalls(domain),
         Multicall(domain, table, note),
     ):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a guest says where its traps go: handlers, callbacks, stacks, descriptor tables, and iret."""
+"""How a guest says where its traps go: handlers, callbacks, stacks, descriptor tables, and iret.
+
+Debug registers and the NMI handler, which is the trap handler of vector 2, are set here too.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from typing import TYPE_CHECKING, Final
 from xenlite.abi.x86_32p import (
     EINVAL,
     ENOSYS,
+    FLAT_RING1_CS,
     MAX_GDT_ENTRIES,
     SIZEOF_CALLBACK_REGISTER,
     SIZEOF_CALLBACK_UNREGISTER,
     SIZEOF_TRAP_INFO,
+    SIZEOF_XENNMI_CALLBACK,
     TI_DPL_MASK,
     TI_FAULT_ADDRESS,
     TI_MASK_EVENTS,
@@ -21,32 +26,45 @@ from xenlite.abi.x86_32p import (
     CallbackRegister,
     CALLBACKTYPE_event,
     CALLBACKTYPE_failsafe,
+    CALLBACKTYPE_nmi,
     CALLBACKTYPE_syscall32,
     CALLBACKTYPE_sysenter,
     CallbackUnregister,
     HYPERVISOR_callback_op,
     HYPERVISOR_fpu_taskswitch,
+    HYPERVISOR_get_debugreg,
     HYPERVISOR_iret,
+    HYPERVISOR_nmi_op,
     HYPERVISOR_set_callbacks,
+    HYPERVISOR_set_debugreg,
     HYPERVISOR_set_gdt,
     HYPERVISOR_set_trap_table,
     HYPERVISOR_stack_switch,
     HYPERVISOR_update_descriptor,
     TrapInfo,
+    XENNMI_register_callback,
+    XENNMI_unregister_callback,
+    XennmiCallback,
 )
+from xenlite.core import debug_registers
 from xenlite.core.bounce import Bounce
 from xenlite.core.descriptors import PER_PAGE, guest_selector
 from xenlite.core.paging import WORK_BUDGET, Preempted
 from xenlite.core.vcpu import Callback, TrapGate
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, Restart
+from xenlite.machine.trap import VECTOR_NMI
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
 
 _ENTRIES_PER_CALL: Final = 256  # then the call restarts: a table may be as long as memory
-# Xen keeps these for processors that have the instructions; ours shows them in no CPUID leaf.
-_UNUSED_CALLBACKS: Final = (CALLBACKTYPE_sysenter, CALLBACKTYPE_syscall32)
+_STAYING_CALLBACKS: Final = (
+    CALLBACKTYPE_event,
+    CALLBACKTYPE_failsafe,
+    CALLBACKTYPE_sysenter,
+    CALLBACKTYPE_syscall32,
+)
 
 
 class TrapCalls:
@@ -69,6 +87,9 @@ class TrapCalls:
             HYPERVISOR_update_descriptor: self.update_descriptor,
             HYPERVISOR_iret: self._bounce.iret,
             HYPERVISOR_callback_op: self.callback_op,
+            HYPERVISOR_nmi_op: self.nmi_op,
+            HYPERVISOR_set_debugreg: self.set_debugreg,
+            HYPERVISOR_get_debugreg: self.get_debugreg,
         }
 
     def set_trap_table(self, traps: int, _1: int, _2: int, _3: int, _4: int) -> int:
@@ -133,7 +154,7 @@ class TrapCalls:
         return 0
 
     def callback_op(self, command: int, argument: int, _1: int, _2: int, _3: int) -> int:
-        """Register one callback. None of those that can be can also be unregistered."""
+        """Register one callback, or unregister that for NMIs: the others can't be."""
         if command == CALLBACKOP_register:
             copy = self._guest_memory.read(argument, SIZEOF_CALLBACK_REGISTER)
             one = CallbackRegister.unpack(copy)
@@ -142,9 +163,12 @@ class TrapCalls:
         if command == CALLBACKOP_unregister:
             copy = self._guest_memory.read(argument, SIZEOF_CALLBACK_UNREGISTER)
             kind = CallbackUnregister.unpack(copy).type
-            if kind in (CALLBACKTYPE_event, CALLBACKTYPE_failsafe, *_UNUSED_CALLBACKS):
+            if kind in _STAYING_CALLBACKS:
                 raise Refused(EINVAL, "traps.callback-stays", kind)
-            raise Refused(ENOSYS, "traps.callback-type", kind)
+            if kind != CALLBACKTYPE_nmi:
+                raise Refused(ENOSYS, "traps.callback-type", kind)
+            self._domain.current.traps[VECTOR_NMI] = None
+            return 0
         raise Refused(ENOSYS, "traps.callback-command", command)
 
     def _register(self, kind: int, cs: int, address: int, flags: int) -> None:
@@ -154,5 +178,39 @@ class TrapCalls:
         elif kind == CALLBACKTYPE_failsafe:
             masks = bool(flags & CALLBACKF_mask_events)
             vcpu.failsafe_callback = Callback(guest_selector(cs), address, masks_events=masks)
-        elif kind not in _UNUSED_CALLBACKS:
+        elif kind == CALLBACKTYPE_sysenter:
+            masks = bool(flags & CALLBACKF_mask_events)
+            vcpu.sysenter_callback = Callback(guest_selector(cs), address, masks_events=masks)
+        elif kind == CALLBACKTYPE_nmi:
+            self._register_nmi(address)
+        elif kind != CALLBACKTYPE_syscall32:  # for processors that have SYSCALL in 32-bit mode
             raise Refused(ENOSYS, "traps.callback-type", kind)
+
+    # -- non-maskable interrupts --------------------------------------------------------------
+
+    def nmi_op(self, command: int, argument: int, _1: int, _2: int, _3: int) -> int:
+        """Register or unregister the handler of NMIs."""
+        if command == XENNMI_register_callback:
+            copy = self._guest_memory.read(argument, SIZEOF_XENNMI_CALLBACK)
+            self._register_nmi(XennmiCallback.unpack(copy).handler_address)
+        elif command == XENNMI_unregister_callback:
+            self._domain.current.traps[VECTOR_NMI] = None
+        else:
+            raise Refused(ENOSYS, "traps.nmi-command", command)
+        return 0
+
+    def _register_nmi(self, address: int) -> None:
+        self._domain.current.traps[VECTOR_NMI] = TrapGate(
+            dpl=0, cs=FLAT_RING1_CS, address=address, masks_events=True, pushes_address=False
+        )
+
+    # -- debug registers ----------------------------------------------------------------------
+
+    def set_debugreg(self, number: int, value: int, _1: int, _2: int, _3: int) -> int:
+        """Set a debug register, as ``mov`` to it does."""
+        debug_registers.write(self._domain.current, number, value)
+        return 0
+
+    def get_debugreg(self, number: int, _1: int, _2: int, _3: int, _4: int) -> int:
+        """Return a debug register."""
+        return debug_registers.read(self._domain.current, number)
