@@ -45,6 +45,7 @@ from xenlite.abi.x86_32p import (
     VcpuRegisterVcpuInfo,
     VcpuSetPeriodicTimer,
     VcpuSetSingleshotTimer,
+    VGCF_online,
 )
 from xenlite.core.paging import WORK_BUDGET, Preempted
 from xenlite.core.scheduler import SLICE_NS
@@ -137,7 +138,10 @@ class VcpuCalls:
         paging = self._domain.paging
         if not self._domain.in_multicall:
             paging.work_left = WORK_BUDGET
-        prepare(self._domain, vcpu, VcpuGuestContext.unpack(copy))
+        context = VcpuGuestContext.unpack(copy)
+        prepare(self._domain, vcpu, context)
+        if context.flags & VGCF_online:
+            vcpu.bring_up()
         if not paging.drain():
             self._domain.engine.stop()
         return 0

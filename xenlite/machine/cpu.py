@@ -101,6 +101,7 @@ Mode = Literal["auto", "live", "copied"]
 _MSR_EFER: Final = 0xC0000080
 _EFER_NXE: Final = 0x800
 _FCW_RESET: Final = 0x37F
+_FPU_EMPTY: Final = 0xFFFF
 _MXCSR_RESET: Final = 0x1F80
 
 _LAST_MADDR: Final = (1 << 64) - 1
@@ -334,6 +335,7 @@ class Cpu:
             uc.UC_X86_REG_CR0, CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG
         )
         engine.write_register(uc.UC_X86_REG_FPCW, _FCW_RESET)
+        engine.write_register(uc.UC_X86_REG_FPTAG, _FPU_EMPTY)
         engine.write_register(uc.UC_X86_REG_MXCSR, _MXCSR_RESET)
         if self.capabilities.quiet_memory:
             flag = engine.find_exit_flag()
