@@ -163,6 +163,8 @@ class PageWrites:
         """Set an L2 entry: at most one table to validate, so the budget cannot run out."""
         paging = self._paging
         paging.work_left = WORK_BUDGET
-        paging.set_l2(slot, new)
-        if not paging.drain():
-            self._engine.stop()
+        try:
+            paging.set_l2(slot, new)
+        finally:  # refused or not, it may have ended a promotion that was interrupted
+            if not paging.drain():
+                self._engine.stop()
