@@ -31,6 +31,7 @@ from xenlite.abi.x86_32p import (
     SAVED_UPCALL_MASK_SHIFT,
     SELECTOR_RPL,
     VCPU_INFO_ARCH_CR2,
+    HYPERVISOR_iret,
     VMASST_TYPE_architectural_iopl,
     VMASST_TYPE_xenlite_fault_address,
 )
@@ -84,6 +85,7 @@ from xenlite.machine.trap import (
     VECTOR_OF,
     VECTOR_PF,
 )
+from xenlite.machine.ways import Way
 from xenlite.machine.x86_32p import (
     INDEX_MASK,
     L2_SHIFT,
@@ -98,7 +100,7 @@ if TYPE_CHECKING:
 
     from xenlite.core.descriptors import Segments
     from xenlite.core.domain import Domain
-    from xenlite.core.vcpu import Vcpu
+    from xenlite.core.vcpu import TrapGate, Vcpu
 
 Enter: TypeAlias = "Callable[[Vcpu, int, int, bool, tuple[int, ...]], None]"
 Iret: TypeAlias = "Callable[[int, int, int, int, int], int]"
@@ -142,6 +144,8 @@ _LONGEST_FRAME: Final = 10  # words: of virtual-8086 mode
 _MOST_PLACES: Final = 256  # remembered of each kind
 _PUSH: Final = [Struct(f"<{words}I").pack_into for words in range(_LONGEST_FRAME + 1)]
 _PACK: Final = [Struct(f"<{words}I").pack for words in range(_LONGEST_FRAME + 1)]
+_SYSTEM_CALL_FRAME_SIZE: Final = 20
+_ENTRY_SIZE: Final = 8
 _INNER_IRET_SIZE: Final = 16
 _OUTER_IRET_SIZE: Final = 24
 # Only the selectors count: above CS lies the mask byte, and whatever was pushed above SS.
@@ -220,6 +224,7 @@ class Bounce:
             dpl, cs, address, masks_events, _ = gate
             if dpl == OUTERMOST:
                 self._enter(vcpu, cs, address, masks_events, ())
+                self._open_way_in(vcpu, vector, gate)
                 return
         cpl = self._regs[HFLAGS] & HF_CPL
         if cpl == _KERNEL_CPL and not self._domain.assists & _ARCHITECTURAL_IOPL:
@@ -267,6 +272,22 @@ class Bounce:
             return
         for index, (selector, _, base, _, limit, flags) in zip(_FAILSAFE_ORDER, loads, strict=True):
             self._engine.set_segment(index, selector, base, limit, flags)
+
+    def _open_way_in(self, vcpu: Vcpu, vector: int, gate: TrapGate) -> None:
+        """Let ring 3 use a gate without us, where entering by it is always the same."""
+        esp = vcpu.kernel_sp - _SYSTEM_CALL_FRAME_SIZE
+        place = self._places[_SYSTEM_CALL_FRAME_SIZE // 4].get(esp)
+        segments = vcpu.entries.get(gate.cs)
+        if place is None or segments is None or gate.masks_events or vcpu.iopl:
+            return
+        region, index, entry, maddr, mfn = place
+        l1 = self._paging.writable_l1_bases.get(region)
+        if l1 is not None and self._m64[l1 + index] == entry:
+            at = (l1 + index) * _ENTRY_SIZE
+            self._engine.ways.open_in(
+                vector,
+                Way(at, entry, maddr, mfn, gate.address, esp, segments.hflags, segments.state),
+            )
 
     # -- the frame ----------------------------------------------------------------------------
 
@@ -445,11 +466,13 @@ class Bounce:
         l1_bases = self._paging.l1_bases
         places, iret_slowly = self._iret_places, self._iret_slowly
         null_inner_selectors = self._null_inner_selectors
+        open_back = self._engine.ways.open_back
 
         def iret(_1: int = 0, _2: int = 0, _3: int = 0, _4: int = 0, _5: int = 0) -> int:
             vcpu = domain.current
             hflags = regs[HFLAGS]
-            place = places.get(regs[ESP])
+            top = regs[ESP]
+            place = places.get(top)
             if place is None or hflags & HF_ADDSEG:
                 return iret_slowly()
             region, index, entry, maddr, _ = place
@@ -481,6 +504,10 @@ class Bounce:
             )  # fmt: skip
             if data != vcpu.outer_selectors:
                 null_inner_selectors(vcpu, OUTERMOST)
+                return REGISTERS_SET
+            at, mask_mfn = (l1 + index) * _ENTRY_SIZE, mask_at >> 12
+            way = (at, entry, maddr, mask_mfn, HYPERVISOR_iret, top, bits, state, (cs, ss, *data))
+            open_back(Way(*way))
             return REGISTERS_SET
 
         return iret
@@ -520,6 +547,7 @@ class Bounce:
         self._write_mask(vcpu, 0 if eflags & EFLAGS_IF else 1)
         if self._domain.assists & _ARCHITECTURAL_IOPL:
             vcpu.iopl = eflags & EFLAGS_IOPL
+            self._engine.ways.close()
         self._write_eflags(eflags & _RESTORED | EFLAGS_IF)
 
     def _read_iret_frame(self, top: int) -> tuple[int, ...]:

@@ -61,6 +61,7 @@ SEGDESC: Final = int(FrameType.SEGDESC)
 
 WORK_BUDGET: Final = 2048  # units per hypercall, about 2 ms
 _L1_WORK: Final = 64  # one table of 512 entries, measured against one list entry
+_SEGDESC_WORK: Final = 16
 _TABLE = Struct(f"<{ENTRIES}Q")
 _EXTENDED_CR3_LIMIT: Final = 1 << 20
 
@@ -128,6 +129,7 @@ class PageTables:
         """Drop remembered walks: an L2 or L3 entry, or CR3, has changed."""
         self.l1_bases.clear()
         self.writable_l1_bases.clear()
+        self._engine.ways.close()
 
     def _walk(self, region: int) -> int | None:
         cr3_mfn = self._domain.current.cr3_mfn
@@ -339,6 +341,7 @@ class PageTables:
             raise Refused(EINVAL, "frames.not-owned", mfn)
         if not self._type_count[mfn]:
             self._promote(mfn, SEGDESC, validate)
+            self.work_left -= _SEGDESC_WORK
         elif self._kind[mfn] != SEGDESC:
             raise Refused(EINVAL, "paging.type-conflict", mfn)
         self._type_count[mfn] += 1

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
 
 _ENTRIES_PER_CALL: Final = 256  # then the call restarts: a table may be as long as memory
+_WORK_PER_ENTRY: Final = 4  # of a multicall's budget: the same call may stand there 2000 times
 # Xen keeps these for processors that have the instructions; ours shows them in no CPUID leaf.
 _UNUSED_CALLBACKS: Final = (CALLBACKTYPE_sysenter, CALLBACKTYPE_syscall32)
 
@@ -77,11 +78,13 @@ class TrapCalls:
         Entries before an unreadable one stay registered.
         """
         vcpu = self._domain.current
+        self._domain.engine.ways.close()
         if not traps:
             vcpu.traps = [None] * len(vcpu.traps)
             return 0
         for at in range(traps, traps + _ENTRIES_PER_CALL * SIZEOF_TRAP_INFO, SIZEOF_TRAP_INFO):
             info = TrapInfo.unpack(self._guest_memory.read(at, SIZEOF_TRAP_INFO))
+            self._domain.paging.work_left -= _WORK_PER_ENTRY
             if not info.address:
                 return 0
             vcpu.traps[info.vector] = TrapGate(

@@ -95,6 +95,7 @@ from xenlite.machine.trap import (
     SyscallKind,
     TrapHandlers,
 )
+from xenlite.machine.ways import Ways
 
 Mode = Literal["auto", "live", "copied"]
 
@@ -156,6 +157,8 @@ class Cpu:
         self._asked: memoryview | None = None
         self._upcall_maddr: int | None = None
         self.trail = Trail(self._table)
+        has_ways = self._has_trap_stub and self.capabilities.fast_eflags
+        self.ways = Ways(self._table, memory if has_ways else None)
         self._map_state()
         self._bind_fast_calls()
         self._set_flat_state()
@@ -299,11 +302,13 @@ class Cpu:
         run code that the other one replaced through its own.
         """
         self.regs8[:] = context
+        self.ways.close()
         self.flush_tlb()
 
     def watch_upcalls(self, maddr: int) -> None:
         """Call ``traps.upcall`` after a trap while the byte at ``maddr`` is set, the next clear."""
         self._upcall_maddr = maddr
+        self.ways.close()
         self._table.upcall_word = self.memory.host_address + maddr
 
     # Translated code
@@ -384,6 +389,7 @@ class Cpu:
             eflags = library.internal("helper_read_eflags", ctypes.c_uint32, ctypes.c_void_p)
             assert eflags is not None
             self.read_eflags = partial(eflags, self._state)
+            self._table.read_eflags = library.address("helper_read_eflags_x86_64")
 
     def _leave_flushes_to_stub(self, cpu: int | None) -> None:
         """Ask for flushes instead of doing them: the stub does it natively, on the way back.

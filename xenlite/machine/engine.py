@@ -359,6 +359,8 @@ class TrapTable(ctypes.Structure):
         ("trail_next", c_uint64),
         ("call_vector", c_uint32),
         ("nothing_pending", c_uint32),
+        ("read_eflags", c_void_p),
+        ("ways", c_void_p * (1 + 256)),  # the one back, then those in by vector
     )
 
     def __init__(self) -> None:
@@ -367,3 +369,4 @@ class TrapTable(ctypes.Structure):
 
 
 assert TrapTable.trail_next.offset == 0x858
+assert TrapTable.ways.offset == 0x870

@@ -12,6 +12,7 @@ from typing import Protocol
 from xenlite.machine.engine import TrapTable
 from xenlite.machine.trail import Trail
 from xenlite.machine.trap import STATE_SIZE_BYTES
+from xenlite.machine.ways import Ways
 
 
 class Engine(Protocol):
@@ -33,6 +34,9 @@ class Engine(Protocol):
 
     trail: Trail
     """The last calls of the guest."""
+
+    ways: Ways
+    """What enters the kernel and leaves it again without Python."""
 
     def flush_tlb(self) -> object:
         """Forget every cached translation of a virtual address."""
@@ -72,6 +76,7 @@ class NullEngine:
         self.regs = memoryview(bytearray(STATE_SIZE_BYTES)).cast("I")
         self.slot = 0
         self.trail = Trail(TrapTable())
+        self.ways = Ways(TrapTable(), None)
         self.regs8 = self.regs.cast("B")
 
     def read_eflags(self) -> int:
