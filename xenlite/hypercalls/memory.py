@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
 
 MAX_ORDER: Final = 9  # of one extent, for a domain without privileges
+# In units of the work budget, measured on a machine of 1 GiB; a page of an extent is one more.
+_EXTENT_WORK: Final = 4
+_SEARCH_WORK: Final = 20  # for neighbours that are free
 _FRAME: Final = 4  # bytes of one frame number in a list
 _MOST_EXTENTS: Final = 0xFFFFFFFF >> MEMOP_EXTENT_SHIFT  # so that a restart can count them
 _LISTS: Final = frozenset(
@@ -147,7 +150,7 @@ class MemoryCalls:
         for i in range(done, count):
             if paging.work_left <= 0:
                 raise Restart((operation | i << MEMOP_EXTENT_SHIFT, argument, 0, 0, 0))
-            paging.work_left -= 1 << order
+            paging.work_left -= (1 << order) + (_SEARCH_WORK if order else _EXTENT_WORK)
             try:
                 if not one(request.extent_start and request.extent_start + i * _FRAME, order):
                     return i
@@ -215,7 +218,7 @@ class MemoryCalls:
             if paging.work_left <= 0:
                 guest_memory.write_u32(counter, done)
                 raise Restart((XENMEM_exchange, argument, 0, 0, 0))
-            paging.work_left -= 2 << order
+            paging.work_left -= (2 << order) + _SEARCH_WORK
             first_out = (done // given) * gotten
             try:
                 self._exchange_chunk(request, range(done, done + given), first_out, gotten)

@@ -11,6 +11,7 @@ import pytest
 from tests.support.domains import FREE_PFN, KERNEL, L3_PFN, LISTS, PAGE, PAGES, Guest, World, entry
 from tests.support.domains import world as make_world
 from xenlite.abi.x86_32p import (
+    DOMID_INVALID,
     DOMID_SELF,
     E820_RAM,
     EFAULT,
@@ -22,6 +23,7 @@ from xenlite.abi.x86_32p import (
     MEMOP_EXTENT_SHIFT,
     MMUEXT_PIN_L1_TABLE,
     MMUEXT_UNPIN_TABLE,
+    XEN_MEMORY_EXCHANGE_NR_EXCHANGED,
     E820entry,
     XenMachphysMapping,
     XENMEM_add_to_physmap,
@@ -308,23 +310,40 @@ def test_the_restart_count_is_believed_only_within_the_list(guest: Guest) -> Non
 
 
 def test_a_long_list_restarts(guest: Guest) -> None:
-    pfns = list(range(FREE_PFN, FREE_PFN + 900))
-    given = unmap(guest, *pfns)
-    domain = guest.domain
-    assert len(given) == 900
+    given = unmap(guest, *range(FREE_PFN, FREE_PFN + 900))
     write_list(guest, given)
-    # Extents of 2 pages cost 2 units each, so that the budget ends inside the list.
-    argument = guest.place(XenMemoryReservation(EXTENTS, 900, 0, 0, DOMID_SELF).pack())
-    domain.in_multicall = True
-    domain.paging.work_left = 100
+    request = XenMemoryReservation(EXTENTS, len(given), 0, 0, DOMID_SELF)
+    argument = guest.place(request.pack())
+    command, restarts, result = XENMEM_decrease_reservation, 0, None
+    while result is None:
+        try:
+            result = guest.memory.memory_op(command, argument, 0, 0, 0)
+        except Restart as restart:
+            command, again, *_ = restart.arguments
+            restarts += 1
+            assert again == argument
+            assert pages(guest) == PAGES - (command >> MEMOP_EXTENT_SHIFT)
+    assert result == len(given)
+    assert restarts >= 2
+    assert pages(guest) == PAGES - len(given)
+
+
+def test_a_long_exchange_restarts(guest: Guest) -> None:
+    pfns = list(range(FREE_PFN, FREE_PFN + 200))
+    given = unmap(guest, *pfns)
+    request = XenMemoryExchange(
+        XenMemoryReservation(write_list(guest, given), 200, 0, 0, DOMID_SELF),
+        XenMemoryReservation(write_list(guest, pfns, EXTENTS + PAGE), 200, 0, 0, DOMID_SELF),
+        0,
+    )
+    argument = guest.place(request.pack())
     with pytest.raises(Restart) as restart:
-        guest.memory.memory_op(XENMEM_decrease_reservation, argument, 0, 0, 0)
-    domain.in_multicall = False
-    command, again, *_ = restart.value.arguments
-    assert command >> MEMOP_EXTENT_SHIFT == 100
-    assert pages(guest) == PAGES - 100
-    assert guest.call(guest.memory.memory_op, command, again) == 900
-    assert pages(guest) == PAGES - 900
+        guest.memory.memory_op(XENMEM_exchange, argument, 0, 0, 0)
+    assert 0 < read_list(guest, 1, argument + XEN_MEMORY_EXCHANGE_NR_EXCHANGED)[0] < 200
+    assert guest.world.audit() == []
+    assert guest.call(guest.memory.memory_op, *restart.value.arguments) == 0
+    assert read_list(guest, 1, argument + XEN_MEMORY_EXCHANGE_NR_EXCHANGED) == [200]
+    assert pages(guest) == PAGES
 
 
 # -- exchange ---------------------------------------------------------------------------------
@@ -401,16 +420,10 @@ def test_exchange_refuses_sizes_that_do_not_fit(
 def test_exchange_without_memory_gives_nothing_away(guest: Guest) -> None:
     frames = guest.world.machine.frames
     given = unmap(guest, FREE_PFN, FREE_PFN + 1)
-    hoard = []
-    while True:
-        try:
-            hoard.append(frames.allocate_xen())
-        except Exception:  # noqa: BLE001 - whatever says that memory is out
-            break
+    frames.allocate(0, sum(owner == DOMID_INVALID for owner in frames.owner))
     result, count, _ = exchange(guest, given, [FREE_PFN], order=1)
     assert (result, count) == (-ENOMEM, 0)
     assert [frames.refs[mfn] for mfn in given] == [1, 1]
-    assert hoard
 
 
 # -- reports ----------------------------------------------------------------------------------
