@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
-from struct import pack
+from struct import pack, unpack
 from typing import TypeAlias, TypeVar
 
 from tests.support.domains import (
@@ -389,7 +389,8 @@ class Fuzz:
             entries[slot] = entry(target, draw.pick(flags))
         if not draw.below(4):
             entries[self._slot(draw)] = self._entry(guest, draw)
-        return self._close_and_pin(guest, pfn, entries, level if draw.below(4) else 0)
+        closed = draw.pick((READ_ONLY, READ_ONLY, 0))
+        return self._close_and_pin(guest, pfn, entries, level if draw.below(4) else 0, closed)
 
     def _make_space(self, guest: Guest, draw: Draw) -> int:
         """Make a second address space over the first L1s, and perhaps move there."""
@@ -407,10 +408,18 @@ class Fuzz:
         at = guest.place(pack("<III", MMUEXT_NEW_BASEPTR, guest.mfns[l3_pfn], 0))
         return self._call(guest, HYPERVISOR_mmuext_op, at, 1, 0, DOMID_SELF)
 
-    def _close_and_pin(self, guest: Guest, pfn: int, entries: dict[int, int], level: int) -> int:
+    def _close_and_pin(
+        self,
+        guest: Guest,
+        pfn: int,
+        entries: dict[int, int],
+        level: int,
+        closed: int = READ_ONLY,
+    ) -> int:
+        """Map a page, fill it, take the right to write it away, and pin it at ``level`` if any."""
         vaddr, mfn = guest.vaddr(pfn), guest.mfns[pfn]
-        for flags in (KERNEL, READ_ONLY):
-            new = entry(mfn, flags)
+        for flags in (KERNEL, closed):
+            new = entry(mfn, flags) if flags else 0
             result = self._call(
                 guest, HYPERVISOR_update_va_mapping, vaddr, new & 0xFFFFFFFF, new >> 32
             )
@@ -459,7 +468,12 @@ class Fuzz:
     def _exchange(self, guest: Guest, draw: Draw) -> int:
         count = draw.pick((1, 2, 4))
         order = draw.pick((0, 0, 1))
-        extents = [self._frame(guest, draw) & 0xFFFFFFFF for _ in range(count)]
+        pfns = [draw.pick(WORKSHOP) for _ in range(count)]
+        extents = [guest.mfns[pfn] for pfn in pfns]
+        if not draw.below(4):
+            extents[0] = self._frame(guest, draw) & 0xFFFFFFFF
+        for pfn in pfns:
+            self._call(guest, HYPERVISOR_update_va_mapping, guest.vaddr(pfn), 0, 0)
         at = guest.place(b"")
         guest.domain.guest_memory.write(at + 64, pack(f"<{count}I", *extents))
         guest.domain.guest_memory.write(at + 128, pack(f"<{count}I", *range(count)))
@@ -469,7 +483,12 @@ class Fuzz:
             0,
         )
         at = guest.place(request.pack())
-        return self._call(guest, HYPERVISOR_memory_op, XENMEM_exchange, at)
+        result = self._call(guest, HYPERVISOR_memory_op, XENMEM_exchange, at)
+        if not result and not order:
+            new = guest.domain.guest_memory.read(guest.vaddr(LISTS) + 128, 4 * count)
+            for pfn, mfn in zip(pfns, unpack(f"<{count}I", new), strict=True):
+                guest.mfns[pfn] = mfn
+        return result
 
     def _descriptors(self, guest: Guest, draw: Draw) -> int:
         choice = draw.below(4)
