@@ -87,7 +87,10 @@ class PageWrites:
             return False
         scratch = self._scratch
         if scratch is None:
-            scratch = self._scratch = self._frames.allocate_xen()
+            try:
+                scratch = self._scratch = self._frames.allocate_xen()
+            except Refused:  # the machine is full: to the guest, a plain page fault
+                return False
         start = table << PAGE_SHIFT
         self._before = bytes(self._m8[start : start + PAGE_SIZE])
         self._m8[scratch << PAGE_SHIFT : (scratch + 1) << PAGE_SHIFT] = self._before

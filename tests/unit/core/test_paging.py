@@ -30,6 +30,7 @@ from tests.support.domains import (
 )
 from tests.support.domains import world as make_world
 from xenlite.abi.x86_32p import (
+    DOMID_INVALID,
     DOMID_IO,
     DOMID_SELF,
     DOMID_XEN,
@@ -672,6 +673,14 @@ def test_a14_a_refused_direct_store_leaves_no_work_to_later(guest: Guest) -> Non
     assert guest.read_slot(guest.mfns[L2_PFN] * PAGE + 9 * 8) == 0
     assert guest.world.audit() == []
     writes.release()
+
+
+def test_a14_without_memory_a_direct_store_is_a_page_fault(world: World, guest: Guest) -> None:
+    guest.domain.assists |= 1 << VMASST_TYPE_writable_pagetables
+    frames = world.machine.frames
+    frames.allocate(0, sum(owner == DOMID_INVALID for owner in frames.owner))
+    assert not PageWrites(guest.domain).begin(guest.vaddr(L1_PFNS[0]), PF_PRESENT | PF_WRITE)
+    assert world.audit() == []
 
 
 # -- A15: the guest's pointers ----------------------------------------------------------------
