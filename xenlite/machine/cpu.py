@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from xenlite.machine import engine as uc
+from xenlite.machine.abort_guard import abort_guard
 from xenlite.machine.engine import Engine, EngineError
 from xenlite.machine.memory import MachineMemory
 from xenlite.machine.selftest import Capabilities, capabilities
@@ -187,6 +188,8 @@ class Cpu:
         clock = self._clock
         self._stopping = False
         clock[0] = blocks
+        if self._guard is not None:
+            self._guard.watch(self._guarded)
         try:
             while True:
                 self._flush_asked()
@@ -204,6 +207,8 @@ class Cpu:
                     return
         finally:
             self._kicked[0] = 0
+            if self._guard is not None:
+                self._guard.rest()
 
     @property
     def blocks_left(self) -> int:
@@ -214,6 +219,10 @@ class Cpu:
         """End the run after the trap that calls this; exact in every trap."""
         self._stopping = True
         self._emu_stop(self._handle)
+
+    def charge(self, blocks: int) -> None:
+        """Take ``blocks`` off the budget of this run, for time spent in a trap."""
+        self._clock[0] -= blocks
 
     def kick(self) -> None:
         """End the run soon, at a block boundary. For any thread."""
@@ -340,10 +349,12 @@ class Cpu:
     def _map_state(self) -> None:
         gil = self._engine.library.gil
         context = self._engine.context
+        address = self._engine.find_live_state() if self.capabilities.live_state else None
+        self._guard = None if address is None else abort_guard()
+        self._guarded = address or 0
         self._save = partial(gil.uc_context_save, self._handle, context)
         self._restore = partial(gil.uc_context_restore, self._handle, context)
         if self.is_live:
-            address = self._engine.find_live_state()
             assert address is not None
         else:
             address = context + uc.CONTEXT_HEADER_BYTES
