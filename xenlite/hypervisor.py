@@ -228,10 +228,9 @@ class Hypervisor:
     def _run_slice(self, guest: _Guest) -> None:
         domain, cpu = guest.domain, guest.cpu
         paging = domain.paging
-        if paging.deferred:
-            paging.work_left = WORK_BUDGET
-            if not paging.drain():
-                return
+        paging.work_left = WORK_BUDGET
+        if paging.deferred and not paging.drain():
+            return
         clock = self.machine.clock
         try:
             guest.parts.bounce.reload_selectors()

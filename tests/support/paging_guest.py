@@ -165,6 +165,8 @@ try_esp:
     .long 0
 tables:
     .long 0
+shared_info_maddr:
+    .long 0
 note_count:
     .long 0
 word:
@@ -206,6 +208,8 @@ start:
     mov [p2m], eax
     mov eax, [esi + START_INFO_PT_BASE]
     mov [tables], eax
+    mov eax, [esi + START_INFO_SHARED_INFO]
+    mov [shared_info_maddr], eax
     MAP_SHARED_INFO
     SET_TRAPS gates
     call claim

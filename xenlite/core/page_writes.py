@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import EINVAL, VMASST_TYPE_writable_pagetables
 from xenlite.core.hole import HOLE_START
-from xenlite.core.paging import L1, L2, L2XEN, WORK_BUDGET
+from xenlite.core.paging import L1, L2, L2XEN, LEAST_WORK
 from xenlite.errors import Refused
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.trap import EFLAGS, EFLAGS_TF, HFLAGS
@@ -165,7 +165,8 @@ class PageWrites:
     def _set_l2(self, slot: int, new: int) -> None:
         """Set an L2 entry: at most one table to validate, so the budget cannot run out."""
         paging = self._paging
-        paging.work_left = WORK_BUDGET
+        if paging.work_left < LEAST_WORK:
+            paging.begin_work()
         try:
             paging.set_l2(slot, new)
         finally:  # refused or not, it may have ended a promotion that was interrupted

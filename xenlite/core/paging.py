@@ -60,6 +60,8 @@ L3: Final = int(FrameType.L3)
 SEGDESC: Final = int(FrameType.SEGDESC)
 
 WORK_BUDGET: Final = 2048  # units per hypercall, about 2 ms
+LEAST_WORK: Final = WORK_BUDGET // 2  # what a hypercall begins with at least
+_BLOCKS_PER_UNIT: Final = 50  # of guest code, in the time that a unit takes
 _L1_WORK: Final = 64  # one table of 512 entries, measured against one list entry
 _SEGDESC_WORK: Final = 16
 _TABLE = Struct(f"<{ENTRIES}Q")
@@ -100,6 +102,18 @@ class PageTables:
             L2XEN: self._promote_l2,
             L3: self._promote_l3,
         }
+
+    # -- work ---------------------------------------------------------------------------------
+
+    def begin_work(self) -> None:
+        """Give a hypercall its budget; what the last ones have used counts against the turn.
+
+        Without that, a turn of so many blocks would be one of so many hypercalls of 2 ms each. To
+        be called where ``work_left`` is below LEAST_WORK. A multicall has one budget for all.
+        """
+        if not self._domain.in_multicall:
+            self._engine.charge((WORK_BUDGET - self.work_left) * _BLOCKS_PER_UNIT)
+            self.work_left = WORK_BUDGET
 
     # -- walks --------------------------------------------------------------------------------
 

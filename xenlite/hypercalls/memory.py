@@ -55,7 +55,7 @@ from xenlite.abi.x86_32p import (
     XenMemoryMap,
     XenMemoryReservation,
 )
-from xenlite.core.paging import WORK_BUDGET
+from xenlite.core.paging import LEAST_WORK
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, Restart
 from xenlite.machine.memory import PAGE_SHIFT
@@ -109,8 +109,8 @@ class MemoryCalls:
 
     def memory_op(self, command: int, argument: int, _1: int, _2: int, _3: int) -> int:
         """Return the extents done, or the number asked for."""
-        if not self._domain.in_multicall:
-            self._domain.paging.work_left = WORK_BUDGET
+        if self._domain.paging.work_left < LEAST_WORK:
+            self._domain.paging.begin_work()
         operation = command & MEMOP_CMD_MASK
         done = command >> MEMOP_EXTENT_SHIFT
         if operation in _PRIVILEGED:

@@ -53,7 +53,7 @@ from xenlite.abi.x86_32p import (
     HYPERVISOR_update_va_mapping,
 )
 from xenlite.core.hole import HOLE_START
-from xenlite.core.paging import L1, L2, L2XEN, L3, WORK_BUDGET, Preempted
+from xenlite.core.paging import L1, L2, L2XEN, L3, LEAST_WORK, Preempted
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, Restart
 from xenlite.machine.frames import FrameType
@@ -63,6 +63,7 @@ from xenlite.machine.x86_32p import ENTRIES, PTE_A, PTE_D, PTE_P
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
 
+_WORD: Final = 0xFFFFFFFF
 _COMMAND: Final = 7  # entries are 8-aligned, so Xen keeps the command in the low bits
 _PINNABLE: Final = {
     MMUEXT_PIN_L1_TABLE: FrameType.L1,
@@ -127,8 +128,8 @@ class MmuCalls:
         paging = self._paging
         m64 = self._m64
         done = 0
-        if not self._domain.in_multicall:
-            paging.work_left = WORK_BUDGET
+        if paging.work_left < LEAST_WORK:
+            paging.begin_work()
         if count & MMU_UPDATE_PREEMPTED:
             count ^= MMU_UPDATE_PREEMPTED
             done = self._done_so_far(pdone)
@@ -175,7 +176,7 @@ class MmuCalls:
                 self._leave_to_drain()
             raise
         if pdone:
-            self._guest_memory.write_u32(pdone, done + finished)
+            self._guest_memory.write_u32(pdone, (done + finished) & _WORD)
         return 0
 
     def _locate(self, vaddr: int) -> tuple[int, int]:
@@ -224,8 +225,8 @@ class MmuCalls:
         """Apply a list of operations; stop at the first refused one."""
         done = 0
         paging = self._paging
-        if not self._domain.in_multicall:
-            paging.work_left = WORK_BUDGET
+        if paging.work_left < LEAST_WORK:
+            paging.begin_work()
         if count & MMU_UPDATE_PREEMPTED:
             count ^= MMU_UPDATE_PREEMPTED
             done = self._done_so_far(pdone)
@@ -263,7 +264,7 @@ class MmuCalls:
                 self._leave_to_drain()
             raise
         if pdone:
-            self._guest_memory.write_u32(pdone, done + finished)
+            self._guest_memory.write_u32(pdone, (done + finished) & _WORD)
         return 0
 
     def _extended(self, command: int, arg1: int, arg2: int) -> None:
@@ -339,7 +340,7 @@ class MmuCalls:
     def _write_done(self, pdone: int, done: int) -> None:
         """Write the count beside an error that is on its way; a bad pointer can't add to it."""
         with suppress(Refused):
-            self._guest_memory.write_u32(pdone, done)
+            self._guest_memory.write_u32(pdone, done & _WORD)
 
     def _leave_to_drain(self) -> None:
         if self._paging.deferred:

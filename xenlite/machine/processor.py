@@ -50,6 +50,9 @@ class Engine(Protocol):
     def stop(self) -> None:
         """Leave the guest once the trap handler has returned."""
 
+    def charge(self, blocks: int) -> None:
+        """Take translated blocks off the guest's turn, for time spent in a trap."""
+
     def set_segment(self, number: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Load one segment register with its hidden parts."""
 
@@ -97,6 +100,9 @@ class NullEngine:
 
     def stop(self) -> None:
         """Do nothing: nothing runs."""
+
+    def charge(self, blocks: int) -> None:
+        """Do nothing: there is no turn."""
 
     def set_segment(self, number: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Do nothing: no segment is used."""
