@@ -166,16 +166,20 @@ class Hypervisor:
         cpu: Cpu
         route = make_route(lambda: cpu, note)
         cpu = Cpu(self.machine.memory, traps=route.handlers, mode=self._cpu_mode)
-        domain = assemble(
-            self.machine,
-            self._m2p,
-            self.domains,
-            cpu,
-            domid=domid,
-            name=name,
-            max_pages=max_pages,
-            max_vcpus=max_vcpus,
-        )
+        try:
+            domain = assemble(
+                self.machine,
+                self._m2p,
+                self.domains,
+                cpu,
+                domid=domid,
+                name=name,
+                max_pages=max_pages,
+                max_vcpus=max_vcpus,
+            )
+        except Refused:
+            cpu.close()
+            raise
         domain.console_write = lambda text: self.console_output(domid, text)
         parts = route.bind(domain, table.build(domain, note))
         self._guests[domid] = _Guest(domain, cpu, parts)

@@ -198,7 +198,8 @@ class Fuzz:
         now = (*arguments, 0, 0, 0, 0, 0)[:5]
         before = self._state()
         budget = self._budget if number != HYPERVISOR_multicall else 0
-        restarted = False
+        # A call that ends gives back what an abandoned one had kept: that is no trace of its own.
+        is_whole = _is_whole(number, arguments) and not domain.paging.kept
         for _ in range(_MOST_RESTARTS):
             if budget:
                 domain.in_multicall = True
@@ -207,12 +208,12 @@ class Fuzz:
                 return handler(*now)
             except Refused as refused:
                 guest.settle()
-                if _is_whole(number, arguments) and not restarted and self._state() != before:
+                if is_whole and self._state() != before:
                     raise Broken(f"{refused} left traces") from refused
                 return -refused.errno
             except Restart as restart:
                 now = restart.arguments
-                restarted = True
+                is_whole = False
                 guest.settle()
                 if self._interference is not None:
                     self._interference(guest)
