@@ -9,7 +9,7 @@ from tools.gen_stub import SOURCE, TARGET, render
 from xenlite.machine import trap
 from xenlite.machine.engine import TrapTable
 from xenlite.machine.trap_stub import TRAP_STUB
-from xenlite.machine.ways import WAY_SIZE_BYTES
+from xenlite.machine.ways import WAY_SIZE_BYTES, WayKind
 
 
 def equates(prefix: str = "") -> dict[str, int]:
@@ -32,13 +32,14 @@ def test_offsets_of_the_table() -> None:
         offset = getattr(TrapTable, name).offset
         assert found[{"ways": "RETURN"}.get(name, name.upper())] == offset, name
     assert found["GATES"] == found["RETURN"] + 8
+    assert found["GATES_OF_RING_1"] == 256
 
 
 def test_offsets_of_the_state() -> None:
     registers = equates("R_")
     for name in ("EAX", "ECX", "EDX", "EBX", "ESP", "ESI", "EDI", "EIP", "EFLAGS", "HFLAGS"):
         assert registers[name] == 4 * getattr(trap, name), name
-    for name in ("CC_SRC", "CC_OP", "DF", "IS_INT"):
+    for name in ("CC_SRC", "CC_OP", "DF", "IS_INT", "CR2", "ERROR_CODE"):
         assert registers[name] == 4 * getattr(trap, name), name
     for name in ("ES", "CS", "SS", "DS", "FS", "GS"):
         selector = trap.SEG0 + trap.SEGMENT_WORDS * getattr(trap, name)
@@ -60,4 +61,11 @@ def test_masks_of_flags() -> None:
 
 
 def test_ways_are_as_long_as_the_stub_thinks() -> None:
-    assert equates("WAY_")["GS"] + 4 == WAY_SIZE_BYTES
+    assert equates("WAY_")["LIMIT"] + 4 == WAY_SIZE_BYTES
+
+
+def test_kinds_of_ways() -> None:
+    found = equates()
+    prefixes = {WayKind.ADDRESS: "HAS_", WayKind.ERROR_CODE: "HAS_", WayKind.MASKS_EVENTS: ""}
+    for kind in WayKind:
+        assert found[prefixes.get(kind, "IS_") + str(kind.name)] == kind

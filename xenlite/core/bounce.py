@@ -35,10 +35,10 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_architectural_iopl,
     VMASST_TYPE_xenlite_fault_address,
 )
-from xenlite.core.descriptors import BadSelector
+from xenlite.core.descriptors import BadSelector, Segments
 from xenlite.core.hole import HOLE_START
 from xenlite.errors import DomainCrash, Refused
-from xenlite.machine.memory import PAGE_SIZE
+from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.trap import (
     CC_OP,
     CC_OP_EFLAGS,
@@ -81,11 +81,12 @@ from xenlite.machine.trap import (
     SS_SELECTOR,
     VECTOR_BP,
     VECTOR_DB,
+    VECTOR_DE,
     VECTOR_GP,
     VECTOR_OF,
     VECTOR_PF,
 )
-from xenlite.machine.ways import Way
+from xenlite.machine.ways import Way, WayKind
 from xenlite.machine.x86_32p import (
     INDEX_MASK,
     L2_SHIFT,
@@ -98,7 +99,6 @@ from xenlite.machine.x86_32p import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xenlite.core.descriptors import Segments
     from xenlite.core.domain import Domain
     from xenlite.core.vcpu import TrapGate, Vcpu
 
@@ -144,8 +144,19 @@ _LONGEST_FRAME: Final = 10  # words: of virtual-8086 mode
 _MOST_PLACES: Final = 256  # remembered of each kind
 _PUSH: Final = [Struct(f"<{words}I").pack_into for words in range(_LONGEST_FRAME + 1)]
 _PACK: Final = [Struct(f"<{words}I").pack for words in range(_LONGEST_FRAME + 1)]
-_SYSTEM_CALL_FRAME_SIZE: Final = 20
 _ENTRY_SIZE: Final = 8
+_INNER_FRAME_WORDS: Final = 3
+_OUTER_FRAME_WORDS: Final = 5
+
+# Traps that the stub may repeat. The rest of the faults may be ours to emulate, or change more.
+_SOFTWARE: Final = int(WayKind.SOFTWARE)
+_SAME_RING: Final = int(WayKind.SAME_RING)
+_REPEATABLE: Final = {VECTOR_DE: 0, VECTOR_PF: int(WayKind.PAGE_FAULT)}
+_NO_SEGMENTS: Final = Segments(b"", 0, 0)  # none are loaded
+_KIND_OF_PREFIX: Final = (
+    0, int(WayKind.ERROR_CODE), int(WayKind.ERROR_CODE | WayKind.ADDRESS)
+)  # fmt: skip
+
 _INNER_IRET_SIZE: Final = 16
 _OUTER_IRET_SIZE: Final = 24
 # Only the selectors count: above CS lies the mask byte, and whatever was pushed above SS.
@@ -206,7 +217,17 @@ class Bounce:
             vcpu.debug_registers[6] |= _DR6_SINGLE_STEP
         if gate is None:
             raise DomainCrash("traps.no-handler", f"vector {vector}")
+        kind = _REPEATABLE.get(vector)
+        if kind is None:
+            self._enter(vcpu, gate.cs, gate.address, gate.masks_events, prefix)
+            return
+        kind |= _KIND_OF_PREFIX[len(prefix)]
+        words = len(prefix) + _OUTER_FRAME_WORDS
+        if not self._regs[HFLAGS] & _OUTER_RING:
+            kind |= _SAME_RING
+            words = len(prefix) + _INNER_FRAME_WORDS
         self._enter(vcpu, gate.cs, gate.address, gate.masks_events, prefix)
+        self._open_way_in(vcpu, vector, gate, kind, words)
 
     def page_fault_again(self) -> None:
         """Deliver the page fault of a kernel's store that was tried out and refused."""
@@ -224,7 +245,7 @@ class Bounce:
             dpl, cs, address, masks_events, _ = gate
             if dpl == OUTERMOST:
                 self._enter(vcpu, cs, address, masks_events, ())
-                self._open_way_in(vcpu, vector, gate)
+                self._open_way_in(vcpu, vector, gate, _SOFTWARE, _OUTER_FRAME_WORDS)
                 return
         cpl = self._regs[HFLAGS] & HF_CPL
         if cpl == _KERNEL_CPL and not self._domain.assists & _ARCHITECTURAL_IOPL:
@@ -273,21 +294,42 @@ class Bounce:
         for index, (selector, _, base, _, limit, flags) in zip(_FAILSAFE_ORDER, loads, strict=True):
             self._engine.set_segment(index, selector, base, limit, flags)
 
-    def _open_way_in(self, vcpu: Vcpu, vector: int, gate: TrapGate) -> None:
-        """Let ring 3 use a gate without us, where entering by it is always the same."""
-        esp = vcpu.kernel_sp - _SYSTEM_CALL_FRAME_SIZE
-        place = self._places[_SYSTEM_CALL_FRAME_SIZE // 4].get(esp)
-        segments = vcpu.entries.get(gate.cs)
-        if place is None or segments is None or gate.masks_events or vcpu.iopl:
+    def _open_way_in(self, vcpu: Vcpu, vector: int, gate: TrapGate, kind: int, words: int) -> None:
+        """Let a trap like the one that has just entered at ``gate`` do so without us.
+
+        Only one that is no more than an entry: what may be ours to handle has no way.
+        """
+        is_same_ring = kind & _SAME_RING
+        esp = self._regs[ESP] if is_same_ring else vcpu.kernel_sp - 4 * words
+        place = self._places[words].get(esp)
+        segments = _NO_SEGMENTS if is_same_ring else vcpu.entries.get(gate.cs)
+        if place is None or segments is None or vcpu.iopl:
             return
         region, index, entry, maddr, mfn = place
         l1 = self._paging.writable_l1_bases.get(region)
-        if l1 is not None and self._m64[l1 + index] == entry:
-            at = (l1 + index) * _ENTRY_SIZE
-            self._engine.ways.open_in(
-                vector,
-                Way(at, entry, maddr, mfn, gate.address, esp, segments.hflags, segments.state),
-            )
+        if l1 is None or self._m64[l1 + index] != entry:
+            return
+        if is_same_ring:
+            esp >>= PAGE_SHIFT
+            maddr &= ~_OFFSET
+        if gate.masks_events:
+            kind |= WayKind.MASKS_EVENTS
+        way = Way(
+            entry_maddr=(l1 + index) * _ENTRY_SIZE,
+            entry=entry,
+            frame_maddr=maddr,
+            written_mfn=mfn,
+            target=gate.address,
+            esp=esp,
+            hflags=segments.hflags,
+            kind=kind,
+            cs_and_ss=segments.state,
+            selectors=(gate.cs, 0, 0, 0, 0, 0),
+            cr2_maddr=vcpu.info_maddr + VCPU_INFO_ARCH_CR2,
+            size=4 * words,
+            limit=HOLE_START,
+        )
+        self._engine.ways.open_in(vector, way)
 
     # -- the frame ----------------------------------------------------------------------------
 
@@ -505,9 +547,18 @@ class Bounce:
             if data != vcpu.outer_selectors:
                 null_inner_selectors(vcpu, OUTERMOST)
                 return REGISTERS_SET
-            at, mask_mfn = (l1 + index) * _ENTRY_SIZE, mask_at >> 12
-            way = (at, entry, maddr, mask_mfn, HYPERVISOR_iret, top, bits, state, (cs, ss, *data))
-            open_back(Way(*way))
+            way = Way(
+                entry_maddr=(l1 + index) * _ENTRY_SIZE,
+                entry=entry,
+                frame_maddr=maddr,
+                written_mfn=mask_at >> 12,
+                target=HYPERVISOR_iret,
+                esp=top,
+                hflags=bits,
+                cs_and_ss=state,
+                selectors=(cs, ss, *data),
+            )
+            open_back(way)
             return REGISTERS_SET
 
         return iret

@@ -360,7 +360,7 @@ class TrapTable(ctypes.Structure):
         ("call_vector", c_uint32),
         ("nothing_pending", c_uint32),
         ("read_eflags", c_void_p),
-        ("ways", c_void_p * (1 + 256)),  # the one back, then those in by vector
+        ("ways", c_void_p * (1 + 2 * 256)),  # the one back; in by vector, from ring 3 and ring 1
     )
 
     def __init__(self) -> None:
