@@ -13,7 +13,7 @@ refused one: nothing has changed. Every 16, and after every refusal: the full au
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from struct import pack, unpack
@@ -42,6 +42,7 @@ from xenlite.abi.x86_32p import (
     DOMID_XEN,
     MMU_MACHPHYS_UPDATE,
     MMU_PT_UPDATE_PRESERVE_AD,
+    MMU_UPDATE_PREEMPTED,
     MMUEXT_CLEAR_PAGE,
     MMUEXT_COPY_PAGE,
     MMUEXT_INVLPG_LOCAL,
@@ -112,8 +113,8 @@ class Draw:
 class Fuzz:
     """Three guests and what is done to them."""
 
-    def __init__(self) -> None:
-        self.world = World(16)
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World(16)
         frames, memory = self.world.machine.frames, self.world.machine.memory
         self._canaries = (frames.allocate_xen(), frames.allocate(0, 1)[0])
         for mfn in self._canaries:
@@ -306,6 +307,17 @@ class Fuzz:
             return BASE + (1 + draw.below(5) << 21) + (draw.below(4) << 12)
         return draw.pick((HOLE_START, 0xFC000000, 0xFFFFFFF8, HOLE_START - PAGE))
 
+    def _count(self, guest: Guest, draw: Draw, count: int) -> tuple[int, int]:
+        """Choose how long a list is said to be, and where the number done goes."""
+        choice = draw.below(16)
+        if choice == 0:
+            return count | MMU_UPDATE_PREEMPTED, guest.vaddr(LISTS) + draw.pick((PAGE, 0, PAGE - 2))
+        if choice == 1:
+            return count, self._vaddr(draw)
+        if choice == 2:
+            return draw.pick((0, 0x7FFFFFFF, 0xFFFFFFFF)), 0
+        return count, 0
+
     # -- operations ---------------------------------------------------------------------------
 
     def _map(self, guest: Guest, draw: Draw) -> int:
@@ -326,7 +338,8 @@ class Fuzz:
         if not draw.below(12):
             foreign = draw.pick((0, 1, 2, DOMID_IO, DOMID_XEN, DOMID_SELF | 2 << 16))
         at = guest.place(flat(updates))
-        return self._call(guest, HYPERVISOR_mmu_update, at, len(updates), 0, foreign)
+        count, pdone = self._count(guest, draw, len(updates))
+        return self._call(guest, HYPERVISOR_mmu_update, at, count, pdone, foreign)
 
     def _change(self, guest: Guest, draw: Draw) -> int:
         """Change an entry of a live table a little: one bit, or another frame of the same kind."""
@@ -376,7 +389,8 @@ class Fuzz:
                 self._frame(guest, draw) & 0xFFFFFFFF,
             )
         at = guest.place(operations)
-        return self._call(guest, HYPERVISOR_mmuext_op, at, count, 0, DOMID_SELF)
+        count, pdone = self._count(guest, draw, count)
+        return self._call(guest, HYPERVISOR_mmuext_op, at, count, pdone, DOMID_SELF)
 
     def _make_table(self, guest: Guest, draw: Draw) -> int:
         """Write a page full of entries as a guest does, close it, and pin it."""
@@ -578,13 +592,13 @@ class Fuzz:
 def _is_whole(number: int, arguments: Sequence[int]) -> bool:
     """Tell whether a call does all or nothing: a list of one, or no list."""
     if number in (HYPERVISOR_mmu_update, HYPERVISOR_mmuext_op):
-        return arguments[1] <= 1
+        return arguments[1] <= 1 and not arguments[2]
     return number in (HYPERVISOR_update_va_mapping, HYPERVISOR_update_descriptor)
 
 
 # -- sequences ----------------------------------------------------------------------------------
 
-_WEIGHTS = {
+WEIGHTS: Mapping[str, int] = {
     "map": 22,
     "update": 14,
     "change": 10,
@@ -603,12 +617,12 @@ _WEIGHTS = {
 }
 
 
-def generate(seed: int, count: int) -> Iterable[Operation]:
+def generate(seed: int, count: int, weights: Mapping[str, int] = WEIGHTS) -> Iterable[Operation]:
     """Yield a sequence of operations; the same for the same seed."""
     random = Random(seed)
-    names, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+    names = list(weights)
     for _ in range(count):
-        [name] = random.choices(names, weights)
+        [name] = random.choices(names, list(weights.values()))
         yield name, tuple(random.randrange(1 << 16) for _ in range(NUMBERS))
 
 
@@ -629,9 +643,10 @@ def run(
     *,
     audit_every: int = AUDIT_EVERY,
     results: dict[str, dict[str, int]] | None = None,
+    make: Callable[[], Fuzz] = Fuzz,
 ) -> Failure | None:
     """Apply a sequence to a new world; return the failure, if there is one."""
-    fuzz = Fuzz()
+    fuzz = make()
     done: list[Operation] = []
     try:
         for number, operation in enumerate(operations):
@@ -653,18 +668,18 @@ def run(
     return None
 
 
-def minimise(failure: Failure, limit_s: float = 300) -> Failure:
+def minimise(failure: Failure, limit_s: float = 300, *, make: Callable[[], Fuzz] = Fuzz) -> Failure:
     """Leave out what is not needed to fail in the same way; audits after every operation."""
     operations = failure.operations
     deadline = time.monotonic() + limit_s
-    best = run(operations, audit_every=1) or failure
+    best = run(operations, audit_every=1, make=make) or failure
     operations = best.operations
     size = len(operations) // 2
     while size:
         at = 0
         while at < len(operations) and time.monotonic() < deadline:
             shorter = operations[:at] + operations[at + size :]
-            again = run(shorter, audit_every=1)
+            again = run(shorter, audit_every=1, make=make)
             if again is not None and type(again.error) is type(best.error):
                 best, operations = again, again.operations
             else:
