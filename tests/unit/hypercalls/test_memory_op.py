@@ -8,7 +8,18 @@ from struct import pack, unpack
 
 import pytest
 
-from tests.support.domains import FREE_PFN, KERNEL, L3_PFN, LISTS, PAGE, PAGES, Guest, World, entry
+from tests.support.domains import (
+    FREE_PFN,
+    KERNEL,
+    L3_PFN,
+    LISTS,
+    PAGE,
+    PAGES,
+    READ_ONLY,
+    Guest,
+    World,
+    entry,
+)
 from tests.support.domains import world as make_world
 from xenlite.abi.x86_32p import (
     DOMID_INVALID,
@@ -43,8 +54,9 @@ from xenlite.abi.x86_32p import (
     XenMemoryReservation,
 )
 from xenlite.core.hole import HOLE_START
+from xenlite.core.paging import WORK_BUDGET
 from xenlite.hypercalls.restart import Restart
-from xenlite.machine.frames import INVALID_M2P_ENTRY
+from xenlite.machine.frames import INVALID_M2P_ENTRY, FrameType
 
 HEADROOM = 64
 EXTENTS = Guest.vaddr(LISTS + 1)  # where a reservation keeps its list
@@ -167,6 +179,27 @@ def test_decrease_of_the_live_l3_leaves_it_live(guest: Guest) -> None:
     assert reservation(guest, XENMEM_decrease_reservation, [l3]) == 1
     assert guest.domain.current.cr3_mfn == l3
     assert guest.world.machine.frames.owner[l3] == guest.domain.domid
+
+
+def test_decrease_of_a_gdt_frame_leaves_the_gdt(guest: Guest) -> None:
+    [mfn] = unmap(guest, FREE_PFN)
+    domain = guest.domain
+    domain.paging.work_left = WORK_BUDGET
+    domain.descriptors.set_gdt((mfn,), 512)
+    assert reservation(guest, XENMEM_decrease_reservation, [mfn]) == 1
+    assert guest.world.machine.frames.kind[mfn] == FrameType.SEGDESC
+    assert guest.world.audit() == []
+    domain.descriptors.set_gdt((), 0)
+    assert pages(guest) == PAGES - 1
+
+
+def test_decrease_of_a_page_mapped_read_only_waits_too(guest: Guest) -> None:
+    assert guest.remap(FREE_PFN, READ_ONLY) == 0
+    mfn = guest.mfns[FREE_PFN]
+    assert reservation(guest, XENMEM_decrease_reservation, [mfn]) == 1
+    assert guest.domain.guest_memory.read(guest.vaddr(FREE_PFN), 4) == bytes(4)
+    assert guest.remap(FREE_PFN, 0) == 0
+    assert pages(guest) == PAGES - 1
 
 
 def test_decrease_stops_at_what_is_not_the_domains_page(world: World, guest: Guest) -> None:
