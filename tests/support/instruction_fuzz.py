@@ -755,6 +755,8 @@ def _fewer_bytes(stream: Stream) -> Iterator[Stream]:
     code = stream.code
     for at in range(len(code)):
         yield replace(stream, pieces=(code[:at] + code[at + 1 :],))
+    if any(stream.registers):
+        yield replace(stream, registers=(0,) * len(stream.registers))
     for at, value in enumerate(stream.registers):
         if value:
             fewer = (*stream.registers[:at], 0, *stream.registers[at + 1 :])
