@@ -190,16 +190,20 @@ class Hypervisor:
         cpu: Cpu
         route = make_route(lambda: cpu, note, self._time.rdtsc)
         cpu = Cpu(self.machine.memory, traps=route.handlers, mode=self._cpu_mode)
-        domain = assemble(
-            self.machine,
-            self._m2p,
-            self.domains,
-            cpu,
-            domid=domid,
-            name=name,
-            max_pages=max_pages,
-            max_vcpus=max_vcpus,
-        )
+        try:
+            domain = assemble(
+                self.machine,
+                self._m2p,
+                self.domains,
+                cpu,
+                domid=domid,
+                name=name,
+                max_pages=max_pages,
+                max_vcpus=max_vcpus,
+            )
+        except Refused:
+            cpu.close()
+            raise
         domain.console_write = lambda text: self.console_output(domid, text)
         parts = route.bind(domain, table.build(domain, note))
         self._guests[domid] = _Guest(domain, cpu, parts)
@@ -256,10 +260,9 @@ class Hypervisor:
         clock = self.machine.clock
         started_ns = clock.monotonic_ns()
         try:
-            if paging.deferred:
-                paging.work_left = WORK_BUDGET
-                if not paging.drain():
-                    return
+            paging.work_left = WORK_BUDGET
+            if paging.deferred and not paging.drain():
+                return
             guest.make_current(vcpu)
             vcpu.runstate.enter(RUNSTATE_running, started_ns)
             vcpu.timers.go_on(started_ns)

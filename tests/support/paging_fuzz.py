@@ -13,10 +13,10 @@ refused one: nothing has changed. Every 16, and after every refusal: the full au
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
-from struct import pack
+from struct import pack, unpack
 from typing import TypeAlias, TypeVar
 
 from tests.support.domains import (
@@ -42,6 +42,7 @@ from xenlite.abi.x86_32p import (
     DOMID_XEN,
     MMU_MACHPHYS_UPDATE,
     MMU_PT_UPDATE_PRESERVE_AD,
+    MMU_UPDATE_PREEMPTED,
     MMUEXT_CLEAR_PAGE,
     MMUEXT_COPY_PAGE,
     MMUEXT_INVLPG_LOCAL,
@@ -112,8 +113,8 @@ class Draw:
 class Fuzz:
     """Three guests and what is done to them."""
 
-    def __init__(self) -> None:
-        self.world = World(16)
+    def __init__(self, world: World | None = None) -> None:
+        self.world = world or World(16)
         frames, memory = self.world.machine.frames, self.world.machine.memory
         self._canaries = (frames.allocate_xen(), frames.allocate(0, 1)[0])
         for mfn in self._canaries:
@@ -198,7 +199,8 @@ class Fuzz:
         now = (*arguments, 0, 0, 0, 0, 0)[:5]
         before = self._state()
         budget = self._budget if number != HYPERVISOR_multicall else 0
-        restarted = False
+        # A call that ends gives back what an abandoned one had kept: that is no trace of its own.
+        is_whole = _is_whole(number, arguments) and not domain.paging.kept
         for _ in range(_MOST_RESTARTS):
             if budget:
                 domain.in_multicall = True
@@ -207,12 +209,12 @@ class Fuzz:
                 return handler(*now)
             except Refused as refused:
                 guest.settle()
-                if _is_whole(number, arguments) and not restarted and self._state() != before:
+                if is_whole and self._state() != before:
                     raise Broken(f"{refused} left traces") from refused
                 return -refused.errno
             except Restart as restart:
                 now = restart.arguments
-                restarted = True
+                is_whole = False
                 guest.settle()
                 if self._interference is not None:
                     self._interference(guest)
@@ -305,6 +307,17 @@ class Fuzz:
             return BASE + (1 + draw.below(5) << 21) + (draw.below(4) << 12)
         return draw.pick((HOLE_START, 0xFC000000, 0xFFFFFFF8, HOLE_START - PAGE))
 
+    def _count(self, guest: Guest, draw: Draw, count: int) -> tuple[int, int]:
+        """Choose how long a list is said to be, and where the number done goes."""
+        choice = draw.below(16)
+        if choice == 0:
+            return count | MMU_UPDATE_PREEMPTED, guest.vaddr(LISTS) + draw.pick((PAGE, 0, PAGE - 2))
+        if choice == 1:
+            return count, self._vaddr(draw)
+        if choice == 2:
+            return draw.pick((0, 0x7FFFFFFF, 0xFFFFFFFF)), 0
+        return count, 0
+
     # -- operations ---------------------------------------------------------------------------
 
     def _map(self, guest: Guest, draw: Draw) -> int:
@@ -325,7 +338,8 @@ class Fuzz:
         if not draw.below(12):
             foreign = draw.pick((0, 1, 2, DOMID_IO, DOMID_XEN, DOMID_SELF | 2 << 16))
         at = guest.place(flat(updates))
-        return self._call(guest, HYPERVISOR_mmu_update, at, len(updates), 0, foreign)
+        count, pdone = self._count(guest, draw, len(updates))
+        return self._call(guest, HYPERVISOR_mmu_update, at, count, pdone, foreign)
 
     def _change(self, guest: Guest, draw: Draw) -> int:
         """Change an entry of a live table a little: one bit, or another frame of the same kind."""
@@ -375,7 +389,8 @@ class Fuzz:
                 self._frame(guest, draw) & 0xFFFFFFFF,
             )
         at = guest.place(operations)
-        return self._call(guest, HYPERVISOR_mmuext_op, at, count, 0, DOMID_SELF)
+        count, pdone = self._count(guest, draw, count)
+        return self._call(guest, HYPERVISOR_mmuext_op, at, count, pdone, DOMID_SELF)
 
     def _make_table(self, guest: Guest, draw: Draw) -> int:
         """Write a page full of entries as a guest does, close it, and pin it."""
@@ -389,7 +404,8 @@ class Fuzz:
             entries[slot] = entry(target, draw.pick(flags))
         if not draw.below(4):
             entries[self._slot(draw)] = self._entry(guest, draw)
-        return self._close_and_pin(guest, pfn, entries, level if draw.below(4) else 0)
+        closed = draw.pick((READ_ONLY, READ_ONLY, 0))
+        return self._close_and_pin(guest, pfn, entries, level if draw.below(4) else 0, closed)
 
     def _make_space(self, guest: Guest, draw: Draw) -> int:
         """Make a second address space over the first L1s, and perhaps move there."""
@@ -407,10 +423,18 @@ class Fuzz:
         at = guest.place(pack("<III", MMUEXT_NEW_BASEPTR, guest.mfns[l3_pfn], 0))
         return self._call(guest, HYPERVISOR_mmuext_op, at, 1, 0, DOMID_SELF)
 
-    def _close_and_pin(self, guest: Guest, pfn: int, entries: dict[int, int], level: int) -> int:
+    def _close_and_pin(
+        self,
+        guest: Guest,
+        pfn: int,
+        entries: dict[int, int],
+        level: int,
+        closed: int = READ_ONLY,
+    ) -> int:
+        """Map a page, fill it, take the right to write it away, and pin it at ``level`` if any."""
         vaddr, mfn = guest.vaddr(pfn), guest.mfns[pfn]
-        for flags in (KERNEL, READ_ONLY):
-            new = entry(mfn, flags)
+        for flags in (KERNEL, closed):
+            new = entry(mfn, flags) if flags else 0
             result = self._call(
                 guest, HYPERVISOR_update_va_mapping, vaddr, new & 0xFFFFFFFF, new >> 32
             )
@@ -459,7 +483,12 @@ class Fuzz:
     def _exchange(self, guest: Guest, draw: Draw) -> int:
         count = draw.pick((1, 2, 4))
         order = draw.pick((0, 0, 1))
-        extents = [self._frame(guest, draw) & 0xFFFFFFFF for _ in range(count)]
+        pfns = [draw.pick(WORKSHOP) for _ in range(count)]
+        extents = [guest.mfns[pfn] for pfn in pfns]
+        if not draw.below(4):
+            extents[0] = self._frame(guest, draw) & 0xFFFFFFFF
+        for pfn in pfns:
+            self._call(guest, HYPERVISOR_update_va_mapping, guest.vaddr(pfn), 0, 0)
         at = guest.place(b"")
         guest.domain.guest_memory.write(at + 64, pack(f"<{count}I", *extents))
         guest.domain.guest_memory.write(at + 128, pack(f"<{count}I", *range(count)))
@@ -469,7 +498,12 @@ class Fuzz:
             0,
         )
         at = guest.place(request.pack())
-        return self._call(guest, HYPERVISOR_memory_op, XENMEM_exchange, at)
+        result = self._call(guest, HYPERVISOR_memory_op, XENMEM_exchange, at)
+        if not result and not order:
+            new = guest.domain.guest_memory.read(guest.vaddr(LISTS) + 128, 4 * count)
+            for pfn, mfn in zip(pfns, unpack(f"<{count}I", new), strict=True):
+                guest.mfns[pfn] = mfn
+        return result
 
     def _descriptors(self, guest: Guest, draw: Draw) -> int:
         choice = draw.below(4)
@@ -558,13 +592,13 @@ class Fuzz:
 def _is_whole(number: int, arguments: Sequence[int]) -> bool:
     """Tell whether a call does all or nothing: a list of one, or no list."""
     if number in (HYPERVISOR_mmu_update, HYPERVISOR_mmuext_op):
-        return arguments[1] <= 1
+        return arguments[1] <= 1 and not arguments[2]
     return number in (HYPERVISOR_update_va_mapping, HYPERVISOR_update_descriptor)
 
 
 # -- sequences ----------------------------------------------------------------------------------
 
-_WEIGHTS = {
+WEIGHTS: Mapping[str, int] = {
     "map": 22,
     "update": 14,
     "change": 10,
@@ -583,12 +617,12 @@ _WEIGHTS = {
 }
 
 
-def generate(seed: int, count: int) -> Iterable[Operation]:
+def generate(seed: int, count: int, weights: Mapping[str, int] = WEIGHTS) -> Iterable[Operation]:
     """Yield a sequence of operations; the same for the same seed."""
     random = Random(seed)
-    names, weights = list(_WEIGHTS), list(_WEIGHTS.values())
+    names = list(weights)
     for _ in range(count):
-        [name] = random.choices(names, weights)
+        [name] = random.choices(names, list(weights.values()))
         yield name, tuple(random.randrange(1 << 16) for _ in range(NUMBERS))
 
 
@@ -609,9 +643,10 @@ def run(
     *,
     audit_every: int = AUDIT_EVERY,
     results: dict[str, dict[str, int]] | None = None,
+    make: Callable[[], Fuzz] = Fuzz,
 ) -> Failure | None:
     """Apply a sequence to a new world; return the failure, if there is one."""
-    fuzz = Fuzz()
+    fuzz = make()
     done: list[Operation] = []
     try:
         for number, operation in enumerate(operations):
@@ -633,18 +668,18 @@ def run(
     return None
 
 
-def minimise(failure: Failure, limit_s: float = 300) -> Failure:
+def minimise(failure: Failure, limit_s: float = 300, *, make: Callable[[], Fuzz] = Fuzz) -> Failure:
     """Leave out what is not needed to fail in the same way; audits after every operation."""
     operations = failure.operations
     deadline = time.monotonic() + limit_s
-    best = run(operations, audit_every=1) or failure
+    best = run(operations, audit_every=1, make=make) or failure
     operations = best.operations
     size = len(operations) // 2
     while size:
         at = 0
         while at < len(operations) and time.monotonic() < deadline:
             shorter = operations[:at] + operations[at + size :]
-            again = run(shorter, audit_every=1)
+            again = run(shorter, audit_every=1, make=make)
             if again is not None and type(again.error) is type(best.error):
                 best, operations = again, again.operations
             else:

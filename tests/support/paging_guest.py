@@ -165,6 +165,8 @@ try_esp:
     .long 0
 tables:
     .long 0
+shared_info_maddr:
+    .long 0
 note_count:
     .long 0
 word:
@@ -206,6 +208,8 @@ start:
     mov [p2m], eax
     mov eax, [esi + START_INFO_PT_BASE]
     mov [tables], eax
+    mov eax, [esi + START_INFO_SHARED_INFO]
+    mov [shared_info_maddr], eax
     MAP_SHARED_INFO
     SET_TRAPS gates
     call claim
@@ -233,7 +237,7 @@ class Lab:
         self.hypervisor = Hypervisor(host_mb * MEGABYTE, cpu_mode=mode)
         self.control = self.hypervisor.control()
         self._free = sum(self.hypervisor.machine.frames.refs)
-        self._undo = ExitStack()
+        self._undo: dict[int, ExitStack] = {}
         self._guests: dict[int, BootedGuest] = {}
         self.hypervisor.console_output = self._print
         self.hypervisor.on_refused = lambda refusal: self._guests[refusal.domid].refusals.append(
@@ -258,17 +262,34 @@ class Lab:
             features=frozenset(),
         )
         config = DomainConfig("guest", Path("guest"), "guest", memory_mb, maxmem_mb or memory_mb)
-        built = build(self.control, config, image, b"", self._undo)
+        undo = ExitStack()
+        built = build(self.control, config, image, b"", undo)
+        self._undo[built.domid] = undo
         guest = BootedGuest(self.hypervisor, self.control, built, dict(fragment.symbols))
         self._guests[built.domid] = guest
         self.control.unpause(built.domid)
         return guest
 
+    def remove(self, guest: BootedGuest) -> None:
+        """Destroy a guest, whatever it is doing."""
+        self._undo.pop(guest.domid).close()
+
+    def poke(self, guest: BootedGuest, vaddr: int, data: bytes) -> None:
+        """Write into memory of a guest, as its builder could."""
+        while data:
+            maddr = self.control.translate(guest.domid, 0, vaddr)
+            assert maddr is not None, hex(vaddr)
+            piece = data[: PAGE - vaddr % PAGE]
+            self.control.write_frame(guest.domid, maddr // PAGE, maddr % PAGE, piece)
+            vaddr += len(piece)
+            data = data[len(piece) :]
+
     def close(self) -> None:
         """Audit, destroy everything, and audit again: nothing may be left."""
         try:
             assert self.control.audit() == []
-            self._undo.close()
+            for undo in self._undo.values():
+                undo.close()
             assert self.control.audit() == []
             left = sum(self.hypervisor.machine.frames.refs) - self._free
             assert left == 0, f"the domains left {left} references behind"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -489,6 +490,7 @@ def test_the_terminal_is_as_before_whatever_ended_the_run(
     process = start(domain, f"cmdline={order}", *options, stdin=slave, stdout=slave, stderr=slave)
     seen = b""
     while b"hello" not in seen:
+        assert select.select([screen], [], [], PATIENCE)[0], f"the guest said only {seen!r}"
         seen += os.read(screen, 100)
     if order == "l":
         assert modes_of(slave) != before

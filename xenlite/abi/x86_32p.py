@@ -1645,6 +1645,13 @@ OPERATIONS: Final[dict[str, tuple[str, dict[int, str], dict[int, str]]]] = {
     "xenpmu_op": ("op", XENPMU_NAMES, {}),
 }
 UNIMPLEMENTED_OPERATIONS: Final[dict[str, dict[int, str]]] = {
+    "memory_op": {
+        7: "no guest's physical memory is translated for it",
+        15: "no guest's physical memory is translated for it",
+        23: "no guest's physical memory is translated for it",
+        26: "there is one memory node",
+        28: "there are no device models",
+    },
     "grant_table_op": {
         0: "arrives with mappings between guests",
         1: "arrives with mappings between guests",

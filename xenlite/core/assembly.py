@@ -6,7 +6,7 @@ The order matters: each part may use those before it, and goes before them at th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from xenlite.core.descriptors import Descriptors
 from xenlite.core.domain import Domain
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from xenlite.machine.machine import Machine
     from xenlite.machine.processor import Engine
 
+# What the parts take at once, the hole's tables (less than one for each vCPU) not counted.
+_OWN_FRAMES: Final = 6
+
 
 def assemble(
     machine: Machine,
@@ -33,8 +36,12 @@ def assemble(
     max_pages: int,
     max_vcpus: int,
 ) -> Domain:
-    """Make an empty, paused domain and enter it into ``peers``."""
+    """Make an empty, paused domain and enter it into ``peers``.
+
+    Raises Refused(ENOMEM) before anything is made.
+    """
     frames = machine.frames
+    frames.require(_OWN_FRAMES + max_vcpus)
     shared_info_mfn = frames.allocate_uncounted(domid)
     # The hypervisor writes it as data for ever: it can be freed or become a table only after us.
     frames.get_writable(shared_info_mfn, domid)

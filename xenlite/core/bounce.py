@@ -32,13 +32,14 @@ from xenlite.abi.x86_32p import (
     SAVED_UPCALL_MASK_SHIFT,
     SELECTOR_RPL,
     VCPU_INFO_ARCH_CR2,
+    HYPERVISOR_iret,
     VMASST_TYPE_architectural_iopl,
     VMASST_TYPE_xenlite_fault_address,
 )
-from xenlite.core.descriptors import BadSelector
+from xenlite.core.descriptors import BadSelector, Segments
 from xenlite.core.hole import HOLE_START
 from xenlite.errors import DomainCrash, Refused
-from xenlite.machine.memory import PAGE_SIZE
+from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.trap import (
     CC_OP,
     CC_OP_EFLAGS,
@@ -81,10 +82,12 @@ from xenlite.machine.trap import (
     SS_SELECTOR,
     VECTOR_BP,
     VECTOR_DB,
+    VECTOR_DE,
     VECTOR_GP,
     VECTOR_OF,
     VECTOR_PF,
 )
+from xenlite.machine.ways import Way, WayKind
 from xenlite.machine.x86_32p import (
     INDEX_MASK,
     L2_SHIFT,
@@ -97,9 +100,8 @@ from xenlite.machine.x86_32p import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xenlite.core.descriptors import Segments
     from xenlite.core.domain import Domain
-    from xenlite.core.vcpu import Vcpu
+    from xenlite.core.vcpu import TrapGate, Vcpu
 
 Enter: TypeAlias = "Callable[[Vcpu, int, int, bool, tuple[int, ...]], None]"
 Iret: TypeAlias = "Callable[[int, int, int, int, int], int]"
@@ -143,6 +145,19 @@ _LONGEST_FRAME: Final = 10  # words: of virtual-8086 mode
 _MOST_PLACES: Final = 256  # remembered of each kind
 _PUSH: Final = [Struct(f"<{words}I").pack_into for words in range(_LONGEST_FRAME + 1)]
 _PACK: Final = [Struct(f"<{words}I").pack for words in range(_LONGEST_FRAME + 1)]
+_ENTRY_SIZE: Final = 8
+_INNER_FRAME_WORDS: Final = 3
+_OUTER_FRAME_WORDS: Final = 5
+
+# Traps that the stub may repeat. The rest of the faults may be ours to emulate, or change more.
+_SOFTWARE: Final = int(WayKind.SOFTWARE)
+_SAME_RING: Final = int(WayKind.SAME_RING)
+_REPEATABLE: Final = {VECTOR_DE: 0, VECTOR_PF: int(WayKind.PAGE_FAULT)}
+_NO_SEGMENTS: Final = Segments(b"", 0, 0)  # none are loaded
+_KIND_OF_PREFIX: Final = (
+    0, int(WayKind.ERROR_CODE), int(WayKind.ERROR_CODE | WayKind.ADDRESS)
+)  # fmt: skip
+
 _INNER_IRET_SIZE: Final = 16
 _OUTER_IRET_SIZE: Final = 24
 # Only the selectors count: above CS lies the mask byte, and whatever was pushed above SS.
@@ -203,7 +218,17 @@ class Bounce:
             vcpu.debug_registers[6] |= _DR6_SINGLE_STEP
         if gate is None:
             raise DomainCrash("traps.no-handler", f"vector {vector}")
+        kind = _REPEATABLE.get(vector)
+        if kind is None:
+            self._enter(vcpu, gate.cs, gate.address, gate.masks_events, prefix)
+            return
+        kind |= _KIND_OF_PREFIX[len(prefix)]
+        words = len(prefix) + _OUTER_FRAME_WORDS
+        if not self._regs[HFLAGS] & _OUTER_RING:
+            kind |= _SAME_RING
+            words = len(prefix) + _INNER_FRAME_WORDS
         self._enter(vcpu, gate.cs, gate.address, gate.masks_events, prefix)
+        self._open_way_in(vcpu, vector, gate, kind, words)
 
     def page_fault_again(self) -> None:
         """Deliver the page fault of a kernel's store that was tried out and refused."""
@@ -221,6 +246,7 @@ class Bounce:
             dpl, cs, address, masks_events, _ = gate
             if dpl == OUTERMOST:
                 self._enter(vcpu, cs, address, masks_events, ())
+                self._open_way_in(vcpu, vector, gate, _SOFTWARE, _OUTER_FRAME_WORDS)
                 return
         cpl = self._regs[HFLAGS] & HF_CPL
         if cpl == _KERNEL_CPL and not self._domain.assists & _ARCHITECTURAL_IOPL:
@@ -286,6 +312,43 @@ class Bounce:
             return
         for index, (selector, _, base, _, limit, flags) in zip(_FAILSAFE_ORDER, loads, strict=True):
             self._engine.set_segment(index, selector, base, limit, flags)
+
+    def _open_way_in(self, vcpu: Vcpu, vector: int, gate: TrapGate, kind: int, words: int) -> None:
+        """Let a trap like the one that has just entered at ``gate`` do so without us.
+
+        Only one that is no more than an entry: what may be ours to handle has no way.
+        """
+        is_same_ring = kind & _SAME_RING
+        esp = self._regs[ESP] if is_same_ring else vcpu.kernel_sp - 4 * words
+        place = self._places[words].get(esp)
+        segments = _NO_SEGMENTS if is_same_ring else vcpu.entries.get(gate.cs)
+        if place is None or segments is None or vcpu.iopl:
+            return
+        region, index, entry, maddr, mfn = place
+        l1 = self._paging.writable_l1_bases.get(region)
+        if l1 is None or self._m64[l1 + index] != entry:
+            return
+        if is_same_ring:
+            esp >>= PAGE_SHIFT
+            maddr &= ~_OFFSET
+        if gate.masks_events:
+            kind |= WayKind.MASKS_EVENTS
+        way = Way(
+            entry_maddr=(l1 + index) * _ENTRY_SIZE,
+            entry=entry,
+            frame_maddr=maddr,
+            written_mfn=mfn,
+            target=gate.address,
+            esp=esp,
+            hflags=segments.hflags,
+            kind=kind,
+            cs_and_ss=segments.state,
+            selectors=(gate.cs, 0, 0, 0, 0, 0),
+            cr2_maddr=vcpu.info_maddr + VCPU_INFO_ARCH_CR2,
+            size=4 * words,
+            limit=HOLE_START,
+        )
+        self._engine.ways.open_in(vector, way)
 
     # -- the frame ----------------------------------------------------------------------------
 
@@ -464,11 +527,13 @@ class Bounce:
         l1_bases = self._paging.l1_bases
         places, iret_slowly = self._iret_places, self._iret_slowly
         null_inner_selectors = self._null_inner_selectors
+        open_back = self._engine.ways.open_back
 
         def iret(_1: int = 0, _2: int = 0, _3: int = 0, _4: int = 0, _5: int = 0) -> int:
             vcpu = domain.current
             hflags = regs[HFLAGS]
-            place = places.get(regs[ESP])
+            top = regs[ESP]
+            place = places.get(top)
             if place is None or hflags & HF_ADDSEG:
                 return iret_slowly()
             region, index, entry, maddr, _ = place
@@ -500,6 +565,19 @@ class Bounce:
             )  # fmt: skip
             if data != vcpu.outer_selectors:
                 null_inner_selectors(vcpu, OUTERMOST)
+                return REGISTERS_SET
+            way = Way(
+                entry_maddr=(l1 + index) * _ENTRY_SIZE,
+                entry=entry,
+                frame_maddr=maddr,
+                written_mfn=mask_at >> 12,
+                target=HYPERVISOR_iret,
+                esp=top,
+                hflags=bits,
+                cs_and_ss=state,
+                selectors=(cs, ss, *data),
+            )
+            open_back(way)
             return REGISTERS_SET
 
         return iret
@@ -539,6 +617,7 @@ class Bounce:
         self._write_mask(vcpu, 0 if eflags & EFLAGS_IF else 1)
         if self._domain.assists & _ARCHITECTURAL_IOPL:
             vcpu.iopl = eflags & EFLAGS_IOPL
+            self._engine.ways.close()
         self._write_eflags(eflags & _RESTORED | EFLAGS_IF)
 
     def _read_iret_frame(self, top: int) -> tuple[int, ...]:

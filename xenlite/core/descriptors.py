@@ -200,6 +200,7 @@ class Descriptors:
             vcpu.entries.clear()
         vcpu.kernel_ss = ss
         vcpu.kernel_sp = esp
+        self._engine.ways.close()
         tss = self._hole.tss_maddr(vcpu.id)
         self._m32[(tss + TSS_ESP1) >> 2] = esp
         self._m32[(tss + TSS_SS1) >> 2] = ss
@@ -404,6 +405,7 @@ class Descriptors:
         return int(self._m64[mfn * PER_PAGE + index])
 
     def _forget_segments(self) -> None:
+        self._engine.ways.close()
         for vcpu in self._domain.vcpus:
             vcpu.segments.clear()
             vcpu.entries.clear()

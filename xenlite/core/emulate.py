@@ -28,7 +28,7 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_architectural_iopl,
 )
 from xenlite.core import debug_registers
-from xenlite.core.paging import WORK_BUDGET, Preempted
+from xenlite.core.paging import LEAST_WORK, Preempted
 from xenlite.errors import Refused
 from xenlite.machine.cpuid import cpuid
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
@@ -198,7 +198,8 @@ class Emulator:
 
     def _load_cr3(self, mfn: int) -> bool:
         paging = self._domain.paging
-        paging.work_left = WORK_BUDGET
+        if paging.work_left < LEAST_WORK:
+            paging.begin_work()
         try:
             paging.new_baseptr(mfn)
         except Refused:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import EINVAL, VMASST_TYPE_writable_pagetables
 from xenlite.core.hole import HOLE_START
-from xenlite.core.paging import L1, L2, L2XEN, WORK_BUDGET
+from xenlite.core.paging import L1, L2, L2XEN, LEAST_WORK
 from xenlite.errors import Refused
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.trap import EFLAGS, EFLAGS_TF, HFLAGS
@@ -87,7 +87,10 @@ class PageWrites:
             return False
         scratch = self._scratch
         if scratch is None:
-            scratch = self._scratch = self._frames.allocate_xen()
+            try:
+                scratch = self._scratch = self._frames.allocate_xen()
+            except Refused:  # the machine is full: to the guest, a plain page fault
+                return False
         start = table << PAGE_SHIFT
         self._before = bytes(self._m8[start : start + PAGE_SIZE])
         self._m8[scratch << PAGE_SHIFT : (scratch + 1) << PAGE_SHIFT] = self._before
@@ -162,7 +165,10 @@ class PageWrites:
     def _set_l2(self, slot: int, new: int) -> None:
         """Set an L2 entry: at most one table to validate, so the budget cannot run out."""
         paging = self._paging
-        paging.work_left = WORK_BUDGET
-        paging.set_l2(slot, new)
-        if not paging.drain():
-            self._engine.stop()
+        if paging.work_left < LEAST_WORK:
+            paging.begin_work()
+        try:
+            paging.set_l2(slot, new)
+        finally:  # refused or not, it may have ended a promotion that was interrupted
+            if not paging.drain():
+                self._engine.stop()

@@ -12,6 +12,7 @@ from xenlite.abi.x86_32p import (
     CONSOLEIO_write,
     HYPERVISOR_console_io,
 )
+from xenlite.core.paging import LEAST_WORK
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, Restart
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
 
 _BYTES_PER_CALL: Final = 4096  # then the call restarts with the rest
+_BYTES_PER_UNIT: Final = 64  # of work, against the budget of a multicall
 _SIGN: Final = 1 << 31
 
 
@@ -42,6 +44,9 @@ class ConsoleCalls:
         if count & _SIGN:
             raise Refused(EINVAL, "console.count", count)
         here = min(count, _BYTES_PER_CALL)
+        if self._domain.paging.work_left < LEAST_WORK:
+            self._domain.paging.begin_work()
+        self._domain.paging.work_left -= here // _BYTES_PER_UNIT
         self._domain.console_write(self._guest_memory.read(buffer, here))
         if here < count:
             raise Restart((command, count - here, buffer + here, 0, 0))

@@ -126,6 +126,7 @@ class InfoCalls:
         """Enable or disable one assist of the whole domain."""
         if kind not in _ASSISTS:
             raise Refused(EINVAL, "info.assist", kind)
+        self._domain.engine.ways.close()
         if command == VMASST_CMD_enable:
             self._domain.assists |= 1 << kind
         elif command == VMASST_CMD_disable:

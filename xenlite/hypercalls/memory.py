@@ -55,7 +55,7 @@ from xenlite.abi.x86_32p import (
     XenMemoryMap,
     XenMemoryReservation,
 )
-from xenlite.core.paging import WORK_BUDGET
+from xenlite.core.paging import LEAST_WORK
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, Restart
 from xenlite.machine.memory import PAGE_SHIFT
@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
 
 MAX_ORDER: Final = 9  # of one extent, for a domain without privileges
+# In units of the work budget, measured on a machine of 1 GiB; a page of an extent is one more.
+_EXTENT_WORK: Final = 4
+_SEARCH_WORK: Final = 20  # for neighbours that are free
 _FRAME: Final = 4  # bytes of one frame number in a list
 _MOST_EXTENTS: Final = 0xFFFFFFFF >> MEMOP_EXTENT_SHIFT  # so that a restart can count them
 _LISTS: Final = frozenset(
@@ -106,8 +109,8 @@ class MemoryCalls:
 
     def memory_op(self, command: int, argument: int, _1: int, _2: int, _3: int) -> int:
         """Return the extents done, or the number asked for."""
-        if not self._domain.in_multicall:
-            self._domain.paging.work_left = WORK_BUDGET
+        if self._domain.paging.work_left < LEAST_WORK:
+            self._domain.paging.begin_work()
         operation = command & MEMOP_CMD_MASK
         done = command >> MEMOP_EXTENT_SHIFT
         if operation in _PRIVILEGED:
@@ -147,7 +150,7 @@ class MemoryCalls:
         for i in range(done, count):
             if paging.work_left <= 0:
                 raise Restart((operation | i << MEMOP_EXTENT_SHIFT, argument, 0, 0, 0))
-            paging.work_left -= 1 << order
+            paging.work_left -= (1 << order) + (_SEARCH_WORK if order else _EXTENT_WORK)
             try:
                 if not one(request.extent_start and request.extent_start + i * _FRAME, order):
                     return i
@@ -215,7 +218,7 @@ class MemoryCalls:
             if paging.work_left <= 0:
                 guest_memory.write_u32(counter, done)
                 raise Restart((XENMEM_exchange, argument, 0, 0, 0))
-            paging.work_left -= 2 << order
+            paging.work_left -= (2 << order) + _SEARCH_WORK
             first_out = (done // given) * gotten
             try:
                 self._exchange_chunk(request, range(done, done + given), first_out, gotten)

@@ -53,16 +53,29 @@ from xenlite.abi.x86_32p import (
     HYPERVISOR_update_va_mapping,
 )
 from xenlite.core.hole import HOLE_START
-from xenlite.core.paging import L1, L2, L2XEN, L3, WORK_BUDGET, Preempted
+from xenlite.core.paging import L1, L2, L2XEN, L3, LEAST_WORK, Preempted
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, Restart
 from xenlite.machine.frames import FrameType
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
-from xenlite.machine.x86_32p import ENTRIES, PTE_A, PTE_D, PTE_P
+from xenlite.machine.x86_32p import (
+    ENTRIES,
+    INDEX_MASK,
+    L2_SHIFT,
+    PTE_A,
+    PTE_ADDRESS,
+    PTE_D,
+    PTE_P,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xenlite.core.domain import Domain
 
+_WORD: Final = 0xFFFFFFFF
+_OFFSET: Final = PAGE_SIZE - 1
+_READ_RIGHTS: Final = PTE_P | PTE_A
 _COMMAND: Final = 7  # entries are 8-aligned, so Xen keeps the command in the low bits
 _PINNABLE: Final = {
     MMUEXT_PIN_L1_TABLE: FrameType.L1,
@@ -90,7 +103,8 @@ class MmuCalls:
         self._owner = self._frames.owner
         self._kind = self._frames.kind
         self._set_l1 = self._paging.set_l1
-        self._slot_of = self._paging.slot_of
+        self.update_va_mapping = self._make_update_va_mapping()
+        self.mmu_update = self._make_mmu_update()
 
     def handlers(self) -> dict[int, Handler]:
         """Name the handler of each hypercall number."""
@@ -102,90 +116,132 @@ class MmuCalls:
 
     # -- update_va_mapping --------------------------------------------------------------------
 
-    def update_va_mapping(self, vaddr: int, low: int, high: int, flags: int, _: int) -> int:
-        """Replace the L1 entry that maps ``vaddr``, and flush as asked."""
-        slot = self._slot_of(vaddr)
+    def _make_update_va_mapping(self) -> Handler:
+        """Bind ``update_va_mapping``: replace the L1 entry that maps an address; flush as asked."""
+        l1_bases, set_l1 = self._paging.l1_bases, self._paging.set_l1
+        find_slot, flush = self._find_slot, self._flush_mapping
+        flush_page = self._engine.flush_page
+
+        def update_va_mapping(vaddr: int, low: int, high: int, flags: int, _: int) -> int:
+            base = l1_bases.get(vaddr >> L2_SHIFT)
+            if base is None or vaddr >= HOLE_START:
+                slot = find_slot(vaddr)
+            else:
+                slot = base + (vaddr >> PAGE_SHIFT & INDEX_MASK)
+            set_l1(slot, low | high << 32)
+            if flags:
+                if flags == UVMF_INVLPG:  # of this vCPU, for all share one engine
+                    flush_page(vaddr)
+                else:
+                    flush(vaddr, flags)
+            return 0
+
+        return update_va_mapping
+
+    def _find_slot(self, vaddr: int) -> int:
+        """Walk to the L1 entry of an address that a guest may map something at."""
+        slot = self._paging.slot_of(vaddr)
         if slot is None or vaddr >= HOLE_START:
             raise Refused(EINVAL, "paging.no-l1-entry", vaddr)
-        self._set_l1(slot, low | high << 32)
-        if flags:
-            if flags & ~UVMF_FLUSHTYPE_MASK & ~UVMF_ALL:
-                self._read_vcpu_mask(flags & ~UVMF_FLUSHTYPE_MASK)
-            kind = flags & UVMF_FLUSHTYPE_MASK
-            if kind == UVMF_INVLPG:
-                self._engine.flush_page(vaddr)
-            elif kind == UVMF_TLB_FLUSH:
-                self._tlb.flush()
-            elif kind:
-                raise Refused(EINVAL, "paging.flush-kind", flags)
-        return 0
+        return slot
+
+    def _flush_mapping(self, vaddr: int, flags: int) -> None:
+        if flags & ~UVMF_FLUSHTYPE_MASK & ~UVMF_ALL:
+            self._read_vcpu_mask(flags & ~UVMF_FLUSHTYPE_MASK)
+        kind = flags & UVMF_FLUSHTYPE_MASK
+        if kind == UVMF_INVLPG:
+            self._engine.flush_page(vaddr)
+        elif kind == UVMF_TLB_FLUSH:
+            self._tlb.flush()
+        elif kind:
+            raise Refused(EINVAL, "paging.flush-kind", flags)
 
     # -- mmu_update ---------------------------------------------------------------------------
 
-    def mmu_update(self, requests: int, count: int, pdone: int, foreign: int, _: int) -> int:
-        """Apply a list of (pointer | command, value) pairs; stop at the first refused one."""
-        paging = self._paging
-        m64 = self._m64
-        done = 0
-        if not self._domain.in_multicall:
-            paging.work_left = WORK_BUDGET
-        if count & MMU_UPDATE_PREEMPTED:
-            count ^= MMU_UPDATE_PREEMPTED
-            done = self._done_so_far(pdone)
-        finished = 0
-        try:
-            if foreign != DOMID_SELF and foreign != self._domid:
-                self._check_foreign(foreign)
-            if requests + count * SIZEOF_MMU_UPDATE > HOLE_START:
-                raise Refused(EFAULT, "memory.bad-pointer", requests)
-            at, page_end = 0, 0  # where the next request lies in m64, and where its page ends
-            while finished < count:
-                if paging.work_left <= 0:
-                    raise Preempted
-                paging.work_left -= 1
-                if at >= page_end:
-                    at, page_end = self._locate(requests + finished * SIZEOF_MMU_UPDATE)
-                # Copied in once: nothing below reads the request again.
-                pointer, value = m64[at], m64[at + 1]
-                at += 2
-                mfn = pointer >> PAGE_SHIFT
-                if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
-                    raise Refused(EINVAL, "frames.not-owned", mfn)
-                if not pointer & _COMMAND and self._kind[mfn] == L1:
-                    self._set_l1(pointer >> 3, value)
-                else:
-                    self._update_other(pointer, value)
-                    if paging.deferred and not paging.drain():
-                        finished += 1
+    def _make_mmu_update(self) -> Handler:
+        """Bind ``mmu_update``: apply (pointer | command, value) pairs up to the first refused."""
+        paging, m64 = self._paging, self._m64
+        nr_frames, owner, kind, domid = self._nr_frames, self._owner, self._kind, self._domid
+        set_l1, update_other, locate = paging.set_l1, self._update_other, self._make_locate()
+
+        def mmu_update(requests: int, count: int, pdone: int, foreign: int, _: int) -> int:
+            done = 0
+            if paging.work_left < LEAST_WORK:
+                paging.begin_work()
+            if count & MMU_UPDATE_PREEMPTED:
+                count ^= MMU_UPDATE_PREEMPTED
+                done = self._done_so_far(pdone)
+            finished = 0
+            try:
+                if foreign != DOMID_SELF and foreign != domid:
+                    self._check_foreign(foreign)
+                if requests + count * SIZEOF_MMU_UPDATE > HOLE_START:
+                    raise Refused(EFAULT, "memory.bad-pointer", requests)
+                at, page_end = 0, 0  # where the next request lies in m64, and where its page ends
+                while finished < count:
+                    left = paging.work_left
+                    if left <= 0:
                         raise Preempted
-                finished += 1
-        except Preempted:
-            if pdone:
-                self._write_done(pdone, done + finished)
-            self._leave_to_drain()
-            if finished < count:
-                left = (count - finished) | MMU_UPDATE_PREEMPTED
-                rest = requests + finished * SIZEOF_MMU_UPDATE
-                raise Restart((rest, left, pdone, foreign, 0)) from None
-            return 0
-        except Refused:
-            if pdone:
-                self._write_done(pdone, done + finished)
-            if not paging.drain():
+                    paging.work_left = left - 1
+                    if at >= page_end:
+                        at, page_end = locate(requests + finished * SIZEOF_MMU_UPDATE)
+                    # Copied in once: nothing below reads the request again.
+                    pointer, value = m64[at], m64[at + 1]
+                    at += 2
+                    mfn = pointer >> PAGE_SHIFT
+                    if mfn >= nr_frames or owner[mfn] != domid:
+                        raise Refused(EINVAL, "frames.not-owned", mfn)
+                    if kind[mfn] == L1 and not pointer & _COMMAND:
+                        set_l1(pointer >> 3, value)
+                    else:
+                        update_other(pointer, value)
+                        if paging.deferred and not paging.drain():
+                            finished += 1
+                            raise Preempted
+                    finished += 1
+            except Preempted:
+                if pdone:
+                    self._write_done(pdone, done + finished)
                 self._leave_to_drain()
-            raise
-        if pdone:
-            self._guest_memory.write_u32(pdone, done + finished)
-        return 0
+                if finished < count:
+                    left = (count - finished) | MMU_UPDATE_PREEMPTED
+                    rest = requests + finished * SIZEOF_MMU_UPDATE
+                    raise Restart((rest, left, pdone, foreign, 0)) from None
+                return 0
+            except Refused:
+                if pdone:
+                    self._write_done(pdone, done + finished)
+                if not paging.drain():
+                    self._leave_to_drain()
+                raise
+            if pdone:
+                self._guest_memory.write_u32(pdone, (done + finished) & _WORD)
+            return 0
 
-    def _locate(self, vaddr: int) -> tuple[int, int]:
-        """Find a request in ``memory.m64``, and the end of its page. Refused where unreadable."""
-        maddr = self._guest_memory.translate_read(vaddr)
-        if maddr is None or maddr & 7 or (maddr & (PAGE_SIZE - 1)) > PAGE_SIZE - SIZEOF_MMU_UPDATE:
-            return self._locate_unaligned(vaddr)
-        return maddr >> 3, ((maddr >> PAGE_SHIFT) + 1) * ENTRIES - 1
+        return mmu_update
 
-    def _locate_unaligned(self, vaddr: int) -> tuple[int, int]:
+    def _make_locate(self) -> Callable[[int], tuple[int, int]]:
+        """Bind ``locate(vaddr)``: where a request below the hole lies in ``memory.m64``.
+
+        Returns that and the end of its page. Raises Refused where it cannot be read.
+        """
+        l1_bases, m64, locate_slowly = self._paging.l1_bases, self._m64, self._locate_slowly
+
+        def locate(vaddr: int) -> tuple[int, int]:
+            base = l1_bases.get(vaddr >> L2_SHIFT)
+            if base is None or vaddr & 7:
+                return locate_slowly(vaddr)
+            entry = m64[base + (vaddr >> PAGE_SHIFT & INDEX_MASK)]
+            if entry & _READ_RIGHTS != _READ_RIGHTS:
+                return locate_slowly(vaddr)
+            page = (entry & PTE_ADDRESS) >> 3
+            at = page + ((vaddr & _OFFSET) >> 3)
+            end = page + ENTRIES - 1
+            return (at, end) if at < end else locate_slowly(vaddr)
+
+        return locate
+
+    def _locate_slowly(self, vaddr: int) -> tuple[int, int]:
         """Gather a request that is not aligned, or crosses into another page, in a page of ours."""
         request = self._guest_memory.read(vaddr, SIZEOF_MMU_UPDATE)
         maddr = self._domain.hole.scratch_maddr
@@ -224,8 +280,8 @@ class MmuCalls:
         """Apply a list of operations; stop at the first refused one."""
         done = 0
         paging = self._paging
-        if not self._domain.in_multicall:
-            paging.work_left = WORK_BUDGET
+        if paging.work_left < LEAST_WORK:
+            paging.begin_work()
         if count & MMU_UPDATE_PREEMPTED:
             count ^= MMU_UPDATE_PREEMPTED
             done = self._done_so_far(pdone)
@@ -263,7 +319,7 @@ class MmuCalls:
                 self._leave_to_drain()
             raise
         if pdone:
-            self._guest_memory.write_u32(pdone, done + finished)
+            self._guest_memory.write_u32(pdone, (done + finished) & _WORD)
         return 0
 
     def _extended(self, command: int, arg1: int, arg2: int) -> None:
@@ -339,7 +395,7 @@ class MmuCalls:
     def _write_done(self, pdone: int, done: int) -> None:
         """Write the count beside an error that is on its way; a bad pointer can't add to it."""
         with suppress(Refused):
-            self._guest_memory.write_u32(pdone, done)
+            self._guest_memory.write_u32(pdone, done & _WORD)
 
     def _leave_to_drain(self) -> None:
         if self._paging.deferred:

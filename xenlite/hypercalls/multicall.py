@@ -17,7 +17,7 @@ from xenlite.abi.x86_32p import (
     SIZEOF_MULTICALL_ENTRY,
     HYPERVISOR_multicall,
 )
-from xenlite.core.paging import WORK_BUDGET
+from xenlite.core.paging import LEAST_WORK
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, NoteRefusal, Restart
 from xenlite.machine.trap import REGISTERS_SET
@@ -52,7 +52,8 @@ class Multicall:
         if domain.in_multicall:
             raise Refused(EINVAL, "multicall.nested")
         self._guest_memory.check_range(calls, count * SIZEOF_MULTICALL_ENTRY)
-        domain.paging.work_left = WORK_BUDGET
+        if domain.paging.work_left < LEAST_WORK:
+            domain.paging.begin_work()
         domain.in_multicall = True
         try:
             return self._run(calls, count)

@@ -49,7 +49,7 @@ from xenlite.abi.x86_32p import (
 from xenlite.core import debug_registers
 from xenlite.core.bounce import Bounce
 from xenlite.core.descriptors import PER_PAGE, guest_selector
-from xenlite.core.paging import WORK_BUDGET, Preempted
+from xenlite.core.paging import LEAST_WORK, Preempted
 from xenlite.core.vcpu import Callback, TrapGate
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler, Restart
@@ -65,6 +65,7 @@ _STAYING_CALLBACKS: Final = (
     CALLBACKTYPE_sysenter,
     CALLBACKTYPE_syscall32,
 )
+_WORK_PER_ENTRY: Final = 4  # of a multicall's budget: the same call may stand there 2000 times
 
 
 class TrapCalls:
@@ -97,12 +98,16 @@ class TrapCalls:
 
         Entries before an unreadable one stay registered.
         """
-        vcpu = self._domain.current
+        vcpu, paging = self._domain.current, self._domain.paging
+        if paging.work_left < LEAST_WORK:
+            paging.begin_work()
+        self._domain.engine.ways.close()
         if not traps:
             vcpu.traps = [None] * len(vcpu.traps)
             return 0
         for at in range(traps, traps + _ENTRIES_PER_CALL * SIZEOF_TRAP_INFO, SIZEOF_TRAP_INFO):
             info = TrapInfo.unpack(self._guest_memory.read(at, SIZEOF_TRAP_INFO))
+            paging.work_left -= _WORK_PER_ENTRY
             if not info.address:
                 return 0
             vcpu.traps[info.vector] = TrapGate(
@@ -120,8 +125,8 @@ class TrapCalls:
             raise Refused(EINVAL, "descriptors.gdt-size", entries)
         count = -(-entries // PER_PAGE)
         words = memoryview(self._guest_memory.read(frame_list, 4 * count)).cast("I")
-        if not self._domain.in_multicall:
-            self._domain.paging.work_left = WORK_BUDGET
+        if self._domain.paging.work_left < LEAST_WORK:
+            self._domain.paging.begin_work()
         try:
             self._descriptors.set_gdt(tuple(words), entries)
         except Preempted:

@@ -47,7 +47,7 @@ from xenlite.abi.x86_32p import (
     VcpuSetSingleshotTimer,
     VGCF_online,
 )
-from xenlite.core.paging import WORK_BUDGET, Preempted
+from xenlite.core.paging import LEAST_WORK, Preempted
 from xenlite.core.scheduler import SLICE_NS
 from xenlite.core.timekeeping import publish_runstate
 from xenlite.core.timers import SHORTEST_PERIOD_NS
@@ -136,8 +136,8 @@ class VcpuCalls:
         if vcpu.is_initialised or vcpu.state is not VcpuState.DOWN:
             raise Refused(EEXIST, "vcpu.is-initialised", vcpu.id)
         paging = self._domain.paging
-        if not self._domain.in_multicall:
-            paging.work_left = WORK_BUDGET
+        if paging.work_left < LEAST_WORK:
+            paging.begin_work()
         context = VcpuGuestContext.unpack(copy)
         prepare(self._domain, vcpu, context)
         if context.flags & VGCF_online:

@@ -28,6 +28,7 @@ from functools import partial
 from typing import Any, Final, Literal
 
 from xenlite.machine import engine as uc
+from xenlite.machine.abort_guard import abort_guard
 from xenlite.machine.engine import Engine, EngineError
 from xenlite.machine.memory import MachineMemory
 from xenlite.machine.selftest import Capabilities, capabilities
@@ -95,6 +96,7 @@ from xenlite.machine.trap import (
     SyscallKind,
     TrapHandlers,
 )
+from xenlite.machine.ways import Ways
 
 Mode = Literal["auto", "live", "copied"]
 
@@ -157,6 +159,8 @@ class Cpu:
         self._asked: memoryview | None = None
         self._upcall_maddr: int | None = None
         self.trail = Trail(self._table)
+        has_ways = self._has_trap_stub and self.capabilities.fast_eflags
+        self.ways = Ways(self._table, memory if has_ways else None)
         self._map_state()
         self._bind_fast_calls()
         self._set_flat_state()
@@ -185,6 +189,8 @@ class Cpu:
         clock = self._clock
         self._stopping = False
         clock[0] = blocks
+        if self._guard is not None:
+            self._guard.watch(self._guarded)
         try:
             while True:
                 self._flush_asked()
@@ -202,6 +208,8 @@ class Cpu:
                     return
         finally:
             self._kicked[0] = 0
+            if self._guard is not None:
+                self._guard.rest()
 
     @property
     def blocks_left(self) -> int:
@@ -212,6 +220,10 @@ class Cpu:
         """End the run after the trap that calls this; exact in every trap."""
         self._stopping = True
         self._emu_stop(self._handle)
+
+    def charge(self, blocks: int) -> None:
+        """Take ``blocks`` off the budget of this run, for time spent in a trap."""
+        self._clock[0] -= blocks
 
     def kick(self) -> None:
         """End the run soon, at a block boundary. For any thread."""
@@ -308,11 +320,13 @@ class Cpu:
         run code that the other one replaced through its own.
         """
         self.regs8[:] = context
+        self.ways.close()
         self.flush_tlb()
 
     def watch_upcalls(self, maddr: int) -> None:
         """Call ``traps.upcall`` after a trap while the byte at ``maddr`` is set, the next clear."""
         self._upcall_maddr = maddr
+        self.ways.close()
         self._table.upcall_word = self.memory.host_address + maddr
 
     # Translated code
@@ -345,10 +359,12 @@ class Cpu:
     def _map_state(self) -> None:
         gil = self._engine.library.gil
         context = self._engine.context
+        address = self._engine.find_live_state() if self.capabilities.live_state else None
+        self._guard = None if address is None else abort_guard()
+        self._guarded = address or 0
         self._save = partial(gil.uc_context_save, self._handle, context)
         self._restore = partial(gil.uc_context_restore, self._handle, context)
         if self.is_live:
-            address = self._engine.find_live_state()
             assert address is not None
         else:
             address = context + uc.CONTEXT_HEADER_BYTES
@@ -394,6 +410,7 @@ class Cpu:
             eflags = library.internal("helper_read_eflags", ctypes.c_uint32, ctypes.c_void_p)
             assert eflags is not None
             self.read_eflags = partial(eflags, self._state)
+            self._table.read_eflags = library.address("helper_read_eflags_x86_64")
 
     def _leave_flushes_to_stub(self, cpu: int | None) -> None:
         """Ask for flushes instead of doing them: the stub does it natively, on the way back.

@@ -386,6 +386,8 @@ class TrapTable(ctypes.Structure):
         ("trail_next", c_uint64),
         ("call_vector", c_uint32),
         ("nothing_pending", c_uint32),
+        ("read_eflags", c_void_p),
+        ("ways", c_void_p * (1 + 2 * 256)),  # the one back; in by vector, from ring 3 and ring 1
     )
 
     def __init__(self) -> None:
@@ -394,3 +396,4 @@ class TrapTable(ctypes.Structure):
 
 
 assert TrapTable.trail_next.offset == 0x858
+assert TrapTable.ways.offset == 0x870

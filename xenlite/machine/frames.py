@@ -122,6 +122,11 @@ class FrameTable:
             at = owners.find(free, first * self.owner.itemsize)
         raise Refused(ENOMEM, "frames.no-extent-of-that-order", order)
 
+    def require(self, count: int) -> None:
+        """Raise Refused(ENOMEM) unless that many frames are free, for whoever takes them singly."""
+        if self.owner.count(DOMID_INVALID) < count:
+            raise Refused(ENOMEM, "frames.machine-memory-exhausted", count)
+
     def pages_of(self, domid: int) -> set[int]:
         """Return the frames that count as the domain's pages."""
         return self.owned.get(domid, set())

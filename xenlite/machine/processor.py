@@ -12,6 +12,7 @@ from typing import Protocol
 from xenlite.machine.engine import TrapTable
 from xenlite.machine.trail import Trail
 from xenlite.machine.trap import STATE_SIZE_BYTES
+from xenlite.machine.ways import Ways
 
 
 class Engine(Protocol):
@@ -34,6 +35,9 @@ class Engine(Protocol):
     trail: Trail
     """The last calls of the guest."""
 
+    ways: Ways
+    """What enters the kernel and leaves it again without Python."""
+
     def flush_tlb(self) -> object:
         """Forget every cached translation of a virtual address."""
 
@@ -45,6 +49,9 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """Leave the guest once the trap handler has returned."""
+
+    def charge(self, blocks: int) -> None:
+        """Take translated blocks off the guest's turn, for time spent in a trap."""
 
     def set_segment(self, number: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Load one segment register with its hidden parts."""
@@ -78,6 +85,7 @@ class NullEngine:
         self.regs = memoryview(bytearray(STATE_SIZE_BYTES)).cast("I")
         self.slot = 0
         self.trail = Trail(TrapTable())
+        self.ways = Ways(TrapTable(), None)
         self.regs8 = self.regs.cast("B")
 
     def read_eflags(self) -> int:
@@ -98,6 +106,9 @@ class NullEngine:
 
     def stop(self) -> None:
         """Do nothing: nothing runs."""
+
+    def charge(self, blocks: int) -> None:
+        """Do nothing: there is no turn."""
 
     def set_segment(self, number: int, selector: int, base: int, limit: int, flags: int) -> None:
         """Do nothing: no segment is used."""

@@ -541,3 +541,64 @@ def test_an_event_waits_until_the_store_is_done(call: str) -> None:
         .text
     """)
     assert notes == [0, 1, 1, 0]
+
+
+WARM = """
+    # The same fault often enough for any short way to the handler to be found.
+    mov edi, 8
+warm:
+    mov dword ptr [on_fault], offset warmed
+    mov dword ptr [EMPTY], 1
+warmed:
+    mov esp, [try_esp]
+    dec edi
+    jnz warm
+    mov dword ptr [on_fault], offset stray_fault
+    SLOT_VA edi, FREE
+    mov eax, [word]
+"""
+
+
+def test_a_store_is_emulated_however_often_the_guest_has_faulted() -> None:
+    notes = notes_of(f"""
+        {ASSIST}
+        mov [try_esp], esp
+        {WARM}
+        mov [edi], eax
+        {SEE}
+        # In the middle of a store, a fault of its other operand is still the guest's.
+        ENTRY eax, FREE, RW
+        SLOT_VA edi, FREE
+        mov [edi], eax
+        EXTENDED MMUEXT_INVLPG_LOCAL, FREE
+        SLOT_VA edi, FREE
+        TRY
+        mov [edi - 2], eax
+        CAUGHT
+        TRY
+        push esp
+        pop dword ptr [EMPTY]
+        CAUGHT
+        mov dword ptr [FREE], 0x44
+        NOTE [FREE]
+        NOTE [FREE + PAGE]
+    """)
+    assert notes == [0, 0x22, 1, 1, 0x44, 0x22]
+
+
+def test_repeated_stores_to_refused_and_granted_entries_alternate() -> None:
+    notes = notes_of(f"""
+        {ASSIST}
+        mov ebp, 20
+    again:
+        SLOT_VA edi, FREE
+        mov eax, [word]
+        mov [edi], eax
+        TRY
+        mov dword ptr [edi], RW             # a frame of the hypervisor's
+        CAUGHT
+        dec ebp
+        jnz again
+        {SEE}
+    """)
+    assert notes == [0, *[1] * 20, 0x22]

@@ -30,6 +30,7 @@ from tests.support.domains import (
 )
 from tests.support.domains import world as make_world
 from xenlite.abi.x86_32p import (
+    DOMID_INVALID,
     DOMID_IO,
     DOMID_SELF,
     DOMID_XEN,
@@ -47,13 +48,26 @@ from xenlite.abi.x86_32p import (
     MMUEXT_PIN_L3_TABLE,
     MMUEXT_PIN_L4_TABLE,
     MMUEXT_UNPIN_TABLE,
+    VMASST_TYPE_writable_pagetables,
 )
 from xenlite.core.hole import HOLE_SLOT, HOLE_START
+from xenlite.core.page_writes import PageWrites
 from xenlite.core.paging import WORK_BUDGET
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Restart
 from xenlite.machine.frames import INVALID_M2P_ENTRY, FrameType
-from xenlite.machine.x86_32p import PTE_A, PTE_D, PTE_NX, PTE_P, PTE_PCD, PTE_PSE, PTE_PWT, PTE_RW
+from xenlite.machine.x86_32p import (
+    PF_PRESENT,
+    PF_WRITE,
+    PTE_A,
+    PTE_D,
+    PTE_NX,
+    PTE_P,
+    PTE_PCD,
+    PTE_PSE,
+    PTE_PWT,
+    PTE_RW,
+)
 
 # Three pages that become tables, and one of plain data, wherever a test needs them.
 A, B, C, DATA = FREE_PFN, FREE_PFN + 1, FREE_PFN + 2, FREE_PFN + 3
@@ -643,6 +657,32 @@ def test_a14_an_update_of_a_plain_page_is_a_plain_write(guest: Guest) -> None:
     assert guest.world.audit() == []
 
 
+def test_a14_a_refused_direct_store_leaves_no_work_to_later(guest: Guest) -> None:
+    """Where a pin was interrupted, the store is the next table operation that ends."""
+    guest.domain.assists |= 1 << VMASST_TYPE_writable_pagetables
+    writes = PageWrites(guest.domain)
+    l2_vaddr = guest.vaddr(L2_PFN)
+    begin_large_pin(guest)
+    assert guest.domain.paging.kept
+    assert writes.begin(l2_vaddr + 9 * 8, PF_PRESENT | PF_WRITE)
+    assert guest.engine.store(l2_vaddr + 9 * 8, entry(guest.mfns[DATA], TABLE) & 0xFFFFFFFF)
+    assert not writes.finish()
+    assert not guest.domain.paging.kept
+    assert not guest.domain.paging.deferred or guest.engine.stops
+    guest.settle()
+    assert guest.read_slot(guest.mfns[L2_PFN] * PAGE + 9 * 8) == 0
+    assert guest.world.audit() == []
+    writes.release()
+
+
+def test_a14_without_memory_a_direct_store_is_a_page_fault(world: World, guest: Guest) -> None:
+    guest.domain.assists |= 1 << VMASST_TYPE_writable_pagetables
+    frames = world.machine.frames
+    frames.allocate(0, sum(owner == DOMID_INVALID for owner in frames.owner))
+    assert not PageWrites(guest.domain).begin(guest.vaddr(L1_PFNS[0]), PF_PRESENT | PF_WRITE)
+    assert world.audit() == []
+
+
 # -- A15: the guest's pointers ----------------------------------------------------------------
 
 
@@ -721,10 +761,7 @@ def test_a17_a_dead_domain_leaves_nothing(world: World) -> None:
 
 
 def test_a17_a_domain_may_die_in_the_middle_of_a_pin(world: World, guest: Guest) -> None:
-    l3 = large_space(guest)
-    at = guest.place(operation(MMUEXT_PIN_L3_TABLE, l3))
-    with pytest.raises(Restart):
-        guest.mmu.mmuext_op(at, 1, 0, DOMID_SELF, 0)
+    begin_large_pin(guest)
     assert guest.domain.paging.kept
     assert world.audit() == []
     world.remove(guest)
@@ -783,6 +820,13 @@ def large_space(guest: Guest) -> int:
     return guest.make_table(A, [entry(mfn, TABLE) for mfn in l2s])
 
 
+def begin_large_pin(guest: Guest) -> None:
+    """Use up one budget on a pin, and go no further."""
+    at = guest.place(operation(MMUEXT_PIN_L3_TABLE, large_space(guest)))
+    with pytest.raises(Restart):
+        guest.mmu.mmuext_op(at, 1, 0, DOMID_SELF, 0)
+
+
 def test_e2_a_large_pin_restarts_and_succeeds(guest: Guest) -> None:
     l3 = large_space(guest)
     at = guest.place(operation(MMUEXT_PIN_L3_TABLE, l3))
@@ -807,10 +851,7 @@ def test_e2_a_large_pin_restarts_and_succeeds(guest: Guest) -> None:
 
 
 def test_e2_what_was_validated_stays_closed_between_restarts(guest: Guest) -> None:
-    l3 = large_space(guest)
-    at = guest.place(operation(MMUEXT_PIN_L3_TABLE, l3))
-    with pytest.raises(Restart):
-        guest.mmu.mmuext_op(at, 1, 0, DOMID_SELF, 0)
+    begin_large_pin(guest)
     done = [pfn for pfn in range(400, 600) if kind(guest, guest.mfns[pfn]) is FrameType.L1]
     assert done
     for pfn in done:

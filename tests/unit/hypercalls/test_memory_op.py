@@ -8,9 +8,21 @@ from struct import pack, unpack
 
 import pytest
 
-from tests.support.domains import FREE_PFN, KERNEL, L3_PFN, LISTS, PAGE, PAGES, Guest, World, entry
+from tests.support.domains import (
+    FREE_PFN,
+    KERNEL,
+    L3_PFN,
+    LISTS,
+    PAGE,
+    PAGES,
+    READ_ONLY,
+    Guest,
+    World,
+    entry,
+)
 from tests.support.domains import world as make_world
 from xenlite.abi.x86_32p import (
+    DOMID_INVALID,
     DOMID_SELF,
     E820_RAM,
     EFAULT,
@@ -22,6 +34,7 @@ from xenlite.abi.x86_32p import (
     MEMOP_EXTENT_SHIFT,
     MMUEXT_PIN_L1_TABLE,
     MMUEXT_UNPIN_TABLE,
+    XEN_MEMORY_EXCHANGE_NR_EXCHANGED,
     E820entry,
     XenMachphysMapping,
     XENMEM_add_to_physmap,
@@ -41,8 +54,9 @@ from xenlite.abi.x86_32p import (
     XenMemoryReservation,
 )
 from xenlite.core.hole import HOLE_START
+from xenlite.core.paging import WORK_BUDGET
 from xenlite.hypercalls.restart import Restart
-from xenlite.machine.frames import INVALID_M2P_ENTRY
+from xenlite.machine.frames import INVALID_M2P_ENTRY, FrameType
 
 HEADROOM = 64
 EXTENTS = Guest.vaddr(LISTS + 1)  # where a reservation keeps its list
@@ -165,6 +179,27 @@ def test_decrease_of_the_live_l3_leaves_it_live(guest: Guest) -> None:
     assert reservation(guest, XENMEM_decrease_reservation, [l3]) == 1
     assert guest.domain.current.cr3_mfn == l3
     assert guest.world.machine.frames.owner[l3] == guest.domain.domid
+
+
+def test_decrease_of_a_gdt_frame_leaves_the_gdt(guest: Guest) -> None:
+    [mfn] = unmap(guest, FREE_PFN)
+    domain = guest.domain
+    domain.paging.work_left = WORK_BUDGET
+    domain.descriptors.set_gdt((mfn,), 512)
+    assert reservation(guest, XENMEM_decrease_reservation, [mfn]) == 1
+    assert guest.world.machine.frames.kind[mfn] == FrameType.SEGDESC
+    assert guest.world.audit() == []
+    domain.descriptors.set_gdt((), 0)
+    assert pages(guest) == PAGES - 1
+
+
+def test_decrease_of_a_page_mapped_read_only_waits_too(guest: Guest) -> None:
+    assert guest.remap(FREE_PFN, READ_ONLY) == 0
+    mfn = guest.mfns[FREE_PFN]
+    assert reservation(guest, XENMEM_decrease_reservation, [mfn]) == 1
+    assert guest.domain.guest_memory.read(guest.vaddr(FREE_PFN), 4) == bytes(4)
+    assert guest.remap(FREE_PFN, 0) == 0
+    assert pages(guest) == PAGES - 1
 
 
 def test_decrease_stops_at_what_is_not_the_domains_page(world: World, guest: Guest) -> None:
@@ -308,23 +343,40 @@ def test_the_restart_count_is_believed_only_within_the_list(guest: Guest) -> Non
 
 
 def test_a_long_list_restarts(guest: Guest) -> None:
-    pfns = list(range(FREE_PFN, FREE_PFN + 900))
-    given = unmap(guest, *pfns)
-    domain = guest.domain
-    assert len(given) == 900
+    given = unmap(guest, *range(FREE_PFN, FREE_PFN + 900))
     write_list(guest, given)
-    # Extents of 2 pages cost 2 units each, so that the budget ends inside the list.
-    argument = guest.place(XenMemoryReservation(EXTENTS, 900, 0, 0, DOMID_SELF).pack())
-    domain.in_multicall = True
-    domain.paging.work_left = 100
+    request = XenMemoryReservation(EXTENTS, len(given), 0, 0, DOMID_SELF)
+    argument = guest.place(request.pack())
+    command, restarts, result = XENMEM_decrease_reservation, 0, None
+    while result is None:
+        try:
+            result = guest.memory.memory_op(command, argument, 0, 0, 0)
+        except Restart as restart:
+            command, again, *_ = restart.arguments
+            restarts += 1
+            assert again == argument
+            assert pages(guest) == PAGES - (command >> MEMOP_EXTENT_SHIFT)
+    assert result == len(given)
+    assert restarts >= 2
+    assert pages(guest) == PAGES - len(given)
+
+
+def test_a_long_exchange_restarts(guest: Guest) -> None:
+    pfns = list(range(FREE_PFN, FREE_PFN + 200))
+    given = unmap(guest, *pfns)
+    request = XenMemoryExchange(
+        XenMemoryReservation(write_list(guest, given), 200, 0, 0, DOMID_SELF),
+        XenMemoryReservation(write_list(guest, pfns, EXTENTS + PAGE), 200, 0, 0, DOMID_SELF),
+        0,
+    )
+    argument = guest.place(request.pack())
     with pytest.raises(Restart) as restart:
-        guest.memory.memory_op(XENMEM_decrease_reservation, argument, 0, 0, 0)
-    domain.in_multicall = False
-    command, again, *_ = restart.value.arguments
-    assert command >> MEMOP_EXTENT_SHIFT == 100
-    assert pages(guest) == PAGES - 100
-    assert guest.call(guest.memory.memory_op, command, again) == 900
-    assert pages(guest) == PAGES - 900
+        guest.memory.memory_op(XENMEM_exchange, argument, 0, 0, 0)
+    assert 0 < read_list(guest, 1, argument + XEN_MEMORY_EXCHANGE_NR_EXCHANGED)[0] < 200
+    assert guest.world.audit() == []
+    assert guest.call(guest.memory.memory_op, *restart.value.arguments) == 0
+    assert read_list(guest, 1, argument + XEN_MEMORY_EXCHANGE_NR_EXCHANGED) == [200]
+    assert pages(guest) == PAGES
 
 
 # -- exchange ---------------------------------------------------------------------------------
@@ -401,16 +453,10 @@ def test_exchange_refuses_sizes_that_do_not_fit(
 def test_exchange_without_memory_gives_nothing_away(guest: Guest) -> None:
     frames = guest.world.machine.frames
     given = unmap(guest, FREE_PFN, FREE_PFN + 1)
-    hoard = []
-    while True:
-        try:
-            hoard.append(frames.allocate_xen())
-        except Exception:  # noqa: BLE001 - whatever says that memory is out
-            break
+    frames.allocate(0, sum(owner == DOMID_INVALID for owner in frames.owner))
     result, count, _ = exchange(guest, given, [FREE_PFN], order=1)
     assert (result, count) == (-ENOMEM, 0)
     assert [frames.refs[mfn] for mfn in given] == [1, 1]
-    assert hoard
 
 
 # -- reports ----------------------------------------------------------------------------------
