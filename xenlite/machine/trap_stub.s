@@ -132,11 +132,11 @@
     mov r8d, [r12 + R_ESI]
     mov r9d, [r12 + R_EDI]
     mov [r13], edi
-    mov [r13 + 4], esi
-    mov [r13 + 8], edx
-    mov [r13 + 12], ecx
-    mov [r13 + 16], r8d
-    mov [r13 + 20], r9d
+    mov [r13 + 8], esi
+    mov [r13 + 12], edx
+    mov [r13 + 16], ecx
+    mov [r13 + 20], r8d
+    mov [r13 + 24], r9d
     mov dword ptr [r13 + 28], 0 # no result yet
     mov rax, [rbx + RETURN]
     test rax, rax
@@ -146,7 +146,7 @@ ask_python:
     test rax, rax
     js after                    # the handler has set the registers itself
     mov [r12 + R_EAX], eax
-    mov [r13 + 24], eax
+    mov [r13 + 4], eax
     mov dword ptr [r13 + 28], 1
 
 after:
