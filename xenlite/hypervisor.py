@@ -70,10 +70,13 @@ class _Guest:
         )
 
     def calibrate(self, spent_ns: int) -> None:
-        """Bring the next full slice closer to its length on this host."""
+        """Bring the next full slice to its length on this host: down at once, up by and by.
+
+        A guest that turns from plain code to traps would else keep the others waiting for long.
+        """
         wanted = self.slice_blocks * SLICE_NS // max(spent_ns, 1)
-        blended = (3 * self.slice_blocks + wanted) // 4
-        self.slice_blocks = max(_MIN_SLICE_BLOCKS, min(_MAX_SLICE_BLOCKS, blended))
+        grown = self.slice_blocks * 5 // 4
+        self.slice_blocks = max(_MIN_SLICE_BLOCKS, min(_MAX_SLICE_BLOCKS, wanted, grown))
 
 
 class Hypervisor:
