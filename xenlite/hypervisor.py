@@ -69,15 +69,16 @@ class _Guest:
         self.slice_blocks = _FIRST_SLICE_BLOCKS
 
     def calibrate(self, blocks: int, spent_ns: int) -> None:
-        """Bring the next full slice closer to its length on this host.
+        """Bring the next full slice to its length on this host: down at once, up by and by.
 
-        A clock that stands still tells nothing about it.
+        A guest that turns from plain code to traps would else keep the others waiting for long. A
+        clock that stands still tells nothing.
         """
         if not spent_ns:
             return
         wanted = blocks * SLICE_NS // spent_ns
-        blended = (3 * self.slice_blocks + wanted) // 4
-        self.slice_blocks = max(_MIN_SLICE_BLOCKS, min(_MAX_SLICE_BLOCKS, blended))
+        grown = self.slice_blocks * 5 // 4
+        self.slice_blocks = max(_MIN_SLICE_BLOCKS, min(_MAX_SLICE_BLOCKS, wanted, grown))
 
     def make_current(self, vcpu: Vcpu) -> None:
         """Give the engine to ``vcpu``, outside a run."""

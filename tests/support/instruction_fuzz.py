@@ -121,6 +121,10 @@ through_xen:
     push eax
     mov eax, HYPERVISOR_iret
     int HYPERCALL_VECTOR
+system_call:
+    push eax
+    mov eax, HYPERVISOR_iret
+    int HYPERCALL_VECTOR
 failsafe:
     add esp, 16
     iretd
@@ -150,7 +154,8 @@ traps:
     GATE 0x24, 3, debug, 0x53
     GATE 0x25, 3, debug, 0x0D
     GATE 0x26, 3, debug, 0
-    GATE 0x80, 7, debug
+    GATE 0x27, 7, system_call
+    GATE 0x80, 3, system_call
     GATES_END
 gdt_frame:
     .long 0
@@ -232,7 +237,10 @@ _SYSTEM = tuple(
         "ffc0",
     )
 )
-_VECTORS = (0, 1, 3, 4, 6, 8, 13, 14, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x80, 0x82, 0xFF)
+_VECTORS = (
+    *(0, 1, 3, 4, 6, 8, 13, 14, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x27),
+    *(0x80, 0x80, 0x82, 0xFF),
+)
 _POPS = (b"\x07", b"\x17", b"\x1f", b"\x0f\xa1", b"\x0f\xa9")
 _STACK_USES = (b"\x50", b"\x9c", b"\x60", b"\xe8\0\0\0\0", b"\xc8\x08\x00\x03", b"\x9d")
 _STRING_IO = (b"\x6c", b"\x6d", b"\x6e", b"\x6f")
@@ -398,6 +406,9 @@ class Generator:
 
     @staticmethod
     def _interrupt(random: Random) -> bytes:
+        if not random.randrange(4):  # often enough for the short ways in and back to open
+            vector = random.choice((0x27, 0x80))
+            return b"\xb9\x06\0\0\0" + bytes((0xCD, vector)) + b"\xe2\xfc"
         if random.randrange(3):
             return bytes((0xCD, random.choice(_VECTORS)))
         number = b"\xb8" + struct.pack("<I", random.randrange(64))

@@ -61,7 +61,7 @@ SEGDESC: Final = int(FrameType.SEGDESC)
 
 WORK_BUDGET: Final = 2048  # units per hypercall, about 2 ms
 LEAST_WORK: Final = WORK_BUDGET // 2  # what a hypercall begins with at least
-_BLOCKS_PER_UNIT: Final = 50  # of guest code, in the time that a unit takes
+_BLOCKS_PER_UNIT: Final = 200  # of the shortest guest code, in the time that a unit takes
 _L1_WORK: Final = 64  # one table of 512 entries, measured against one list entry
 _SEGDESC_WORK: Final = 16
 _MORE_THAN_L1_FLAGS: Final = L1_REFUSED | PTE_ADDRESS | PTE_NX | PTE_P

@@ -15,7 +15,8 @@ Invariants:
   trap and are what a run starts with outside: ``read_eflags`` and ``write_eflags`` serve both.
 - After every trap OLD_EXCEPTION says that no exception is being delivered, whatever the handler
   did: the native stub or the wrapper sees to it.
-- A stop is exact: on a block boundary by budget or kick, after the trap by ``stop``.
+- A stop is exact: on a block boundary or after a trap by budget or kick (a trap counts as a
+  block), after the trap by ``stop``.
 - A new CR3, or another vCPU's context, is never used with the old TLB.
 - Every callback catches everything and hands it to ``fail``; ``enter`` raises it again.
 """
@@ -547,6 +548,7 @@ class Cpu:
         table.call = ctypes.cast(call, ctypes.c_void_p).value
         table.upcall = ctypes.cast(upcall, ctypes.c_void_p).value
         table.call_vector = traps.call_vector
+        table.clock = ctypes.addressof(self._block_clock)
         engine.keep(table, default, callbacks, call, upcall)
         engine.hook(uc.UC_HOOK_INTR, stubs[1], user=ctypes.addressof(table))
 
@@ -609,6 +611,7 @@ class Cpu:
             is_pending, is_masked = self.memory.m8[self._upcall_maddr : self._upcall_maddr + 2]
             if is_pending and not is_masked:
                 traps.upcall()
+        self._count_trap()
 
     def _interrupt_copied(self, handle: int, vector: int, user: object) -> None:
         self._save()
@@ -620,14 +623,24 @@ class Cpu:
     def _invalid_opcode_live(self, handle: int, user: object) -> bool:
         go_on = self.traps.invalid_opcode(handle, user)
         self._flush_asked()
+        self._count_trap()
         return go_on
 
     def _invalid_opcode_copied(self, handle: int, user: object) -> bool:
         self._save()
         try:
-            return self.traps.invalid_opcode(handle, user)
+            return self._invalid_opcode_live(handle, user)
         finally:
             self._restore()
+
+    def _count_trap(self) -> None:
+        """Take a trap off the budget, and end the run where that, or a kick, asks for it.
+
+        A handler that can't be fetched or translated traps again, and runs no block that would.
+        """
+        self._clock[0] -= 1
+        if self._clock[0] < 0 or self._kicked[0]:
+            self._emu_stop(self._handle)
 
     def _on_debug(self, handle: int, vector: int, user: object) -> None:
         """Serve #DB: the end of a port access that ``_arm_io`` let through, or the guest's own."""

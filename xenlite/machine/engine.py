@@ -357,7 +357,7 @@ class _SystemSegment(ctypes.Structure):
 
 
 class BlockClock(ctypes.Structure):
-    """What the block stub reads: 24 bytes."""
+    """What both stubs read: 24 bytes."""
 
     _fields_ = (
         ("budget", c_int64),
@@ -387,13 +387,14 @@ class TrapTable(ctypes.Structure):
         ("call_vector", c_uint32),
         ("nothing_pending", c_uint32),
         ("read_eflags", c_void_p),
+        ("clock", c_void_p),
         ("ways", c_void_p * (1 + 2 * 256)),  # the one back; in by vector, from ring 3 and ring 1
     )
 
-    def __init__(self) -> None:
-        super().__init__(call_vector=NO_VECTOR)
+    def __init__(self, clock: int = 0) -> None:
+        super().__init__(call_vector=NO_VECTOR, clock=clock)
         self.upcall_word = ctypes.addressof(self) + TrapTable.nothing_pending.offset
 
 
 assert TrapTable.trail_next.offset == 0x858
-assert TrapTable.ways.offset == 0x870
+assert TrapTable.ways.offset == 0x878

@@ -268,7 +268,7 @@ def _stops_exactly(engine: Engine, memory: MachineMemory) -> bool:
     engine.hook(uc.UC_HOOK_BLOCK, stubs[0], user=ctypes.addressof(clock))
     taken: list[int] = []
     callback = uc.VectorCallback(lambda: taken.append(_context_words(engine)[IS_INT]))
-    table = uc.TrapTable()
+    table = uc.TrapTable(clock=ctypes.addressof(clock))
     table.handlers[0x30] = ctypes.cast(callback, c_void_p).value
     delivered = c_uint32(0)
     table.old_exception = ctypes.addressof(delivered)

@@ -38,9 +38,13 @@
 .equ TRAIL_NEXT, 0x858          # calls recorded so far
 .equ CALL_VECTOR, 0x860
 .equ READ_EFLAGS, 0x868         # takes STATE
-.equ RETURN, 0x870              # address of the open way back, or 0
-.equ GATES, 0x878               # addresses of open ways in by vector, or 0: from ring 3, from ring 1
+.equ CLOCK, 0x870               # address of what the block stub reads, engine.BlockClock
+.equ RETURN, 0x878              # address of the open way back, or 0
+.equ GATES, 0x880               # addresses of open ways in by vector, or 0: from ring 3, from ring 1
 .equ GATES_OF_RING_1, 256
+
+.equ CLOCK_STOP, 8              # in CLOCK, after the budget: the function that ends a run
+.equ CLOCK_KICKED, 16
 
 .equ WAY_ENTRY_AT, 0            # address of the page-table entry of the frame
 .equ WAY_ENTRY, 8               # what it must be
@@ -99,6 +103,7 @@
 .equ NOT_PLAIN, 0x23400         # DF, IOPL, VM
 .equ KEPT_IN_WORD, 0x254100     # TF, NT, RF, AC, ID
 .equ ARITHMETIC, 0x8d5
+.equ FLAG_TF, 0x100
 .equ FLAG_IF, 0x200
 .equ ALWAYS_SET, 0x202
 
@@ -108,6 +113,7 @@
     push r14
     push r15                    # five pushes and the return address: calls are aligned
     mov rbx, rdx
+    mov r14, rdi
     mov rax, [rbx + OLD_EXCEPTION]
     mov dword ptr [rax], -1     # the fault counts as delivered
     cmp esi, [rbx + CALL_VECTOR]
@@ -132,11 +138,11 @@
     mov r8d, [r12 + R_ESI]
     mov r9d, [r12 + R_EDI]
     mov [r13], edi
-    mov [r13 + 4], esi
-    mov [r13 + 8], edx
-    mov [r13 + 12], ecx
-    mov [r13 + 16], r8d
-    mov [r13 + 20], r9d
+    mov [r13 + 8], esi
+    mov [r13 + 12], edx
+    mov [r13 + 16], ecx
+    mov [r13 + 20], r8d
+    mov [r13 + 24], r9d
     mov dword ptr [r13 + 28], 0 # no result yet
     mov rax, [rbx + RETURN]
     test rax, rax
@@ -146,17 +152,23 @@ ask_python:
     test rax, rax
     js after                    # the handler has set the registers itself
     mov [r12 + R_EAX], eax
-    mov [r13 + 24], eax
+    mov [r13 + 4], eax
     mov dword ptr [r13 + 28], 1
 
 after:
     mov rax, [rbx + UPCALL_WORD]
     movzx eax, word ptr [rax]
     test al, al                 # pending?
-    je flush
+    je count
     test ah, ah                 # masked? any value but zero is
-    jne flush
+    jne count
     call qword ptr [rbx + UPCALL]
+count:                          # a handler that can't be fetched traps again, and runs no block
+    mov rcx, [rbx + CLOCK]
+    dec qword ptr [rcx]
+    js stop
+    cmp byte ptr [rcx + CLOCK_KICKED], 0
+    jne stop
 flush:
     mov eax, [rbx + FLUSH_KIND]
     test eax, eax
@@ -168,6 +180,11 @@ out:
     pop r12
     pop rbx
     ret
+
+stop:
+    mov rdi, r14
+    call qword ptr [rcx + CLOCK_STOP]
+    jmp flush
 
 flush_some:
     mov dword ptr [rbx + FLUSH_KIND], 0
@@ -256,7 +273,6 @@ check_frame:
     mov rcx, [r13 + WAY_INFO_CODE]
     cmp byte ptr [rcx], 0
     jne by_vector
-    mov r14, rdi
     mov r15d, esi
     push r8
     push r9
@@ -334,6 +350,8 @@ maybe_back:                     # rax = the way; the arguments of CALL are in th
     cmp r10d, [rax + WAY_ESP]
     jne ask_python
     test dword ptr [r12 + R_HFLAGS], 0x40 # a base in use
+    jne ask_python
+    test dword ptr [r12 + R_EFLAGS], FLAG_TF # the instruction may be under observation
     jne ask_python
     mov r10, [rax + WAY_ENTRY_AT]
     mov r10, [r10]

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.paging_guest import Outcome, notes_of, run_guest
+from tests.support.paging_guest import Outcome, lab, notes_of, run_guest
 from xenlite.machine.cpu import Mode
+from xenlite.machine.trap import EIP
+from xenlite.machine.x86_32p import PF_PRESENT, PF_WRITE
 
 # The entry that is written maps FREE; [there] is its address in the boot tables.
 ASSIST = """
@@ -602,3 +604,90 @@ def test_repeated_stores_to_refused_and_granted_entries_alternate() -> None:
         {SEE}
     """)
     assert notes == [0, *[1] * 20, 0x22]
+
+
+def test_a_fault_in_the_middle_of_a_store_is_the_guests() -> None:
+    """fxsave over the end of a table: its first stores are emulated, the next page is not there."""
+    notes = notes_of(f"""
+        {ASSIST}
+        mov [try_esp], esp
+        {WARM}
+        .equ NEW, FREE + 10 * PAGE
+        RIGHTS NEW, RO
+        MFN eax, NEW
+        EXTENDED MMUEXT_PIN_L1_TABLE, eax
+        NOTE
+        MAP NEW + PAGE, 0
+        .rept 3
+        TRY
+        fxsave [NEW + PAGE - 256]
+        CAUGHT
+        NOTE [fault_error]
+        .endr
+        # Nothing of it has happened, and the table is written as ever.
+        mov esi, NEW
+        mov ecx, PAGE / 4
+        xor ebp, ebp
+    look:
+        lodsd
+        or ebp, eax
+        dec ecx
+        jnz look
+        NOTE ebp
+        mov dword ptr [NEW + 8], 0x1234000
+        NOTE [NEW + 8]
+        MFN eax, NEW
+        EXTENDED MMUEXT_UNPIN_TABLE, eax
+        RIGHTS NEW, RW
+        NOTE
+    """)
+    assert notes == [0, 0, *[1, 2] * 3, 0, 0x1234000, 0]
+
+
+@pytest.mark.parametrize("code", ["int HYPERCALL_VECTOR", "int 0x80", "ud2", "hlt", "in al, 0x80"])
+def test_no_other_instruction_runs_in_a_store_s_place(code: str) -> None:
+    """Code can change under a stale translation between the fault of a store and its step.
+
+    Then the step meets whatever there is now: it is given up first, and that runs on its own.
+    """
+    with lab() as made:
+        guest = made.add(f"""
+            CALL vm_assist, VMASST_CMD_enable, VMASST_TYPE_writable_pagetables
+            CALL set_trap_table, offset other_gates
+        ready:
+            inc dword ptr [rounds]
+            CALL sched_op, SCHEDOP_yield
+            jmp ready
+        other:
+            {code}
+            jmp ready
+        passed:
+            add esp, 12
+            jmp ready
+        passed_code:
+            add esp, 16
+            jmp ready
+            .data
+            .p2align 2
+            rounds: .long 0
+            other_gates:
+                GATE 6, 0, passed
+                GATE 13, 0, passed_code
+                GATE 0x80, 1, passed
+                GATES_END
+            .text
+        """)
+        assert guest.run(until=lambda: guest.word("rounds") > 0)
+        engine, memory = guest.domain.engine, made.hypervisor.machine.memory
+        page_writes = made.hypervisor._guests[guest.domid].parts.page_writes
+        l1 = guest.built.layout.vaddr(guest.built.layout.l3 + 3)
+        slot = guest.domain.paging.slot_of(l1)
+        assert slot is not None
+        before = memory.m64[slot]
+        engine.regs[EIP] = guest.symbols["other"]
+        assert page_writes.begin(l1, PF_PRESENT | PF_WRITE)
+        assert memory.m64[slot] != before
+        rounds = guest.word("rounds")
+        assert guest.run(until=lambda: guest.word("rounds") > rounds + 2)
+        assert not page_writes.is_stepping
+        assert memory.m64[slot] == before

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.paging_guest import lab, notes_of, outcome
-from xenlite.abi.x86_32p import MMU_UPDATE_PREEMPTED
+from xenlite.abi.x86_32p import EBUSY, MMU_UPDATE_PREEMPTED
 
 # 65535 updates in 256 pages which all show one frame, [FREE]: 256 that name the same entry.
 UPDATES = """
@@ -243,6 +243,90 @@ def test_a_full_address_space_is_pinned_and_unpinned() -> None:
     )
     assert notes[:2] == [0, 0]
     assert notes[3:] == [0] * 8
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        "EXTENDED MMUEXT_NEW_BASEPTR, eax",
+        "shl eax, 12\n mov cr3, eax\n xor eax, eax",
+    ],
+)
+def test_a_full_address_space_is_loaded_unpinned(load: str) -> None:
+    """By hypercall, and by the instruction that Xen emulates: both go on where they were."""
+    notes = notes_of(
+        FULL_SPACE
+        + f"""
+        MAKE_FULL_SPACE
+        .rept 2
+        MFN eax, FREE
+        {load}
+        NOTE
+        NOTE dword ptr [0x1FF000]
+        TABLE_MFN eax, 0
+        {load}
+        NOTE
+        .endr
+        RIGHTS FREE, RW
+        NOTE
+    """
+    )
+    assert notes == [0, 0, 0] * 2 + [0]
+
+
+def test_what_a_pin_has_validated_stays_closed_while_it_waits() -> None:
+    """The first operation copies a pending event into shared_info; its handler tries the tables."""
+    notes = notes_of(
+        UPDATES
+        + FULL_SPACE
+        + """
+        CALL set_callbacks, FLAT_RING1_CS, offset event, FLAT_RING1_CS, offset event
+        mov dword ptr [FREE + 100 * PAGE + SHARED_INFO_VCPU_INFO], 1
+        MAKE_FULL_SPACE
+        MFN eax, FREE
+        mov [list + 16], eax
+        mov eax, [shared_info_maddr]
+        shr eax, 12
+        mov [list + 4], eax
+        MFN eax, FREE + 100 * PAGE
+        mov [list + 8], eax
+        CALL mmuext_op, offset list, 2, offset word, DOMID_SELF
+        NOTE
+        NOTE [word]
+        MFN eax, FREE
+        EXTENDED MMUEXT_UNPIN_TABLE, eax
+        NOTE
+        RIGHTS FREE + 4 * PAGE, RW
+        NOTE
+        ret
+    event:
+        pushad
+        mov byte ptr [upcall_pending], 0
+        RIGHTS FREE + 4 * PAGE, RW              # an L1 that was validated
+        NOTE
+        mov edi, FREE + 4 * PAGE
+        TRY
+        mov dword ptr [edi], 1
+        CAUGHT
+        # Another operation ends the promotion, and this one can then be written...
+        EXTENDED MMUEXT_TLB_FLUSH_LOCAL
+        RIGHTS FREE + 101 * PAGE, RO
+        MFN eax, FREE + 101 * PAGE
+        EXTENDED MMUEXT_PIN_L1_TABLE, eax
+        NOTE
+        RIGHTS FREE + 4 * PAGE, RW
+        NOTE
+        RIGHTS FREE + 4 * PAGE, RO              # ... but not left so: the pin would fail.
+        popad
+        iretd
+        .data
+        list:
+            .long MMUEXT_COPY_PAGE, 0, 0
+            .long MMUEXT_PIN_L3_TABLE, 0, 0
+        .text
+    """
+    )
+    assert notes == [-EBUSY, 1, 0, 0, 0, 2, 0, 0]
 
 
 def test_a_list_of_operations_with_a_pin_in_it_goes_on_after_it() -> None:

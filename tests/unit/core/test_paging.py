@@ -169,6 +169,7 @@ def test_a2_an_own_l1_mapped_read_only_does_not_become_writable(guest: Guest) ->
         EBUSY,
         EINVAL,
     )
+    refused(guest, lambda: guest.mmu_update((slot, entry(own, TABLE))), EBUSY, EINVAL)
     assert guest.read_slot(slot) == entry(own, READ_ONLY)
 
 
@@ -438,6 +439,15 @@ def test_a9_clearing_the_accessed_bit_hides_nothing(guest: Guest) -> None:
     assert engine.store(page, 0)
     assert guest.update_va(page, entry(mfn, PTE_P | PTE_RW | PTE_NX)) == 0
     assert guest.update_va(page, entry(mfn, PTE_P | PTE_NX)) == 0
+    assert pin(guest, 1, mfn) == 0
+    assert not engine.store(page, 0xBAD)
+
+
+@pytest.mark.parametrize("flags", [0, READ_ONLY, READ_ONLY & ~PTE_NX])
+def test_a9_every_way_to_lose_the_right_to_write_is_seen(guest: Guest, flags: int) -> None:
+    engine, page, mfn = guest.engine, guest.vaddr(A), guest.mfns[A]
+    assert engine.store(page, 0)
+    assert guest.remap(A, flags) == 0
     assert pin(guest, 1, mfn) == 0
     assert not engine.store(page, 0xBAD)
 
