@@ -273,17 +273,19 @@ class EventChannels:
             self._set_pending(port)
 
     def unmask(self, port: int) -> None:
-        """Clear a port's mask bit and deliver what has waited; as in Xen, of closed ports too.
+        """Clear an open port's mask bit and deliver what has waited.
 
         Raises Refused(EINVAL) for a number that no port can have.
         """
         channel = self.channel_or_closed(port)
+        if channel is None:
+            return
         word, bit = port // _BITS, 1 << port % _BITS
         m32 = self._m32
         if m32[self._mask + word] & bit:
             m32[self._mask + word] &= ~bit
             if m32[self._pending + word] & bit:
-                self._select(word, 0 if channel is None else channel.vcpu)
+                self._select(word, channel.vcpu)
             self._wrote()
 
     def _set_pending(self, port: int) -> None:
@@ -326,11 +328,11 @@ class EventChannels:
         """Tell whether one of ``ports`` is pending; where none is, note that a vCPU waits.
 
         The caller then blocks that vCPU; the next event of these ports wakes it, masked or not.
-        Raises Refused(EINVAL) at a number that no port can have, unless one before it is pending.
+        Raises Refused(EINVAL) at a port that isn't open, unless one before it is pending.
         """
         wanted = []
         for port in ports:
-            self.channel_or_closed(port)
+            self._open(port)
             if self._m32[self._pending + port // _BITS] >> port % _BITS & 1:
                 return True
             wanted.append(port)

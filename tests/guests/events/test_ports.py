@@ -317,6 +317,56 @@ def test_a_reset_while_the_peer_sends_leaves_the_peer_waiting() -> None:
             link.close(port)
 
 
+@pytest.mark.parametrize(
+    ("count", "port"), [(1, 0), (1, 3), (1, 1024), (1, 0xFFFFFFFF), (129, 1), (0xFFFFFFFF, 1)]
+)
+def test_only_open_ports_can_be_polled_and_not_too_many(count: int, port: int) -> None:
+    source = f"""
+        mov ebx, SCHEDOP_poll
+        mov ecx, offset poll
+        XEN sched_op
+        mov [result], eax
+        FINISH 1
+    .data
+    poll: .long ports, {count}, 0, 0
+    result: .long 0
+    ports: .fill 129, 4, {port}
+    """
+    with boot(source) as guest:
+        assert (guest.reason, guest.word("result")) == (1, WORD - EINVAL)
+
+
+def test_a_full_table_has_no_room_for_a_virtual_interrupt() -> None:
+    source = """
+    again:
+        mov ebx, EVTCHNOP_bind_ipi
+        mov ecx, offset ipi
+        XEN event_channel_op
+        test eax, eax
+        jz again
+        mov [result], eax
+        mov ebx, EVTCHNOP_bind_virq
+        mov ecx, offset virq
+        XEN event_channel_op
+        mov [result + 4], eax
+        mov ebx, EVTCHNOP_close
+        mov ecx, offset ipi + EVTCHN_BIND_IPI_PORT
+        XEN event_channel_op
+        mov ebx, EVTCHNOP_bind_virq
+        mov ecx, offset virq
+        XEN event_channel_op
+        mov [result + 8], eax
+        FINISH 1
+    .data
+    ipi: .long 0, 0
+    virq: .long VIRQ_DEBUG, 0, 0
+    result: .long 9, 9, 9
+    """
+    with boot(source) as guest:
+        assert guest.words("result", 3) == [WORD - ENOSPC, WORD - ENOSPC, 0]
+        assert (guest.word("ipi", 1), guest.word("virq", 2)) == (1023, 1023)
+
+
 def test_a_storm_of_events_costs_little() -> None:
     source = """
         mov ebx, EVTCHNOP_bind_ipi
