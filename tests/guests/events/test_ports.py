@@ -272,6 +272,34 @@ def test_a_reset_closes_every_port_and_clears_its_bits() -> None:
         assert all(guest.domain.events.channel(port) is None for port in range(1024))
 
 
+def test_a_reset_in_a_multicall_goes_on_where_it_was() -> None:
+    source = """
+        mov ebp, 300
+    again:
+        mov ebx, EVTCHNOP_bind_ipi
+        mov ecx, offset ipi
+        XEN event_channel_op
+        dec ebp
+        jnz again
+        mov ebx, offset calls
+        mov ecx, 2
+        XEN multicall
+        mov [result], eax
+        FINISH 1
+    .data
+    ipi: .long 0, 0
+    reset: .word DOMID_SELF
+    .p2align 2
+    calls: .long HYPERVISOR_event_channel_op, 9, EVTCHNOP_reset, reset, 0, 0, 0, 0
+        .long HYPERVISOR_event_channel_op, 9, EVTCHNOP_bind_ipi, ipi, 0, 0, 0, 0
+    result: .long 9
+    """
+    with boot(source) as guest:
+        assert guest.word("result") == 0
+        assert [guest.word("calls", 1), guest.word("calls", 9)] == [0, 0]
+        assert guest.word("ipi", 1) == 1
+
+
 def test_a_reset_while_the_peer_sends_leaves_the_peer_waiting() -> None:
     source = """
     again:
@@ -489,3 +517,12 @@ def test_a_guests_close_leaves_dom0s_end_waiting() -> None:
         assert channel.state.value == EVTCHNSTAT_unbound
         link.notify(theirs)
         link.close(theirs)
+
+
+@pytest.mark.parametrize("word", [0, SELF, 1, 2, SELF | SELF << 16, 0xFFFFFFFF])
+def test_no_command_on_any_domain_does_harm(word: int) -> None:
+    """What each may do is told above; here it only has to end, and to leave the audit content."""
+    found = results(*((command, word, word, word, word, word) for command in range(65)))
+    known = range(EVTCHNOP_reset_cont + 1)
+    assert [result for result in found if result > 0] == []
+    assert set(found[len(known) :]) == {-ENOSYS}

@@ -248,3 +248,12 @@ def test_a_domain_that_dies_with_a_full_table_gives_it_back() -> None:
         assert grown
         now = guest.hypervisor.machine.frames.owner.count(DOMID_INVALID)
         assert free - now == 63
+
+
+@pytest.mark.parametrize("word", [0, SELF, 1, 2, SELF | SELF << 16, WORD - 1])
+def test_no_command_on_any_domain_does_harm(word: int) -> None:
+    """What each may do is told above; here it only has to end, and to leave the audit content."""
+    with boot(kernel(*((command, 1, word, 1, 0, "list") for command in range(65)))) as guest:
+        assert guest.reason == 1, guest.crash
+        assert all(result <= 0 for result in results(guest, 65))
+        assert len(guest.domain.grants.mfns) == 1
