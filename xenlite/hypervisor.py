@@ -42,6 +42,7 @@ from xenlite.machine.frames import FrameTable
 from xenlite.machine.machine import Machine
 from xenlite.machine.memory import DEFAULT_SIZE_BYTES, MachineMemory
 from xenlite.machine.processor import NullEngine
+from xenlite.machine.slice_timer import SliceTimer
 from xenlite.machine.trap import EIP, ESP
 from xenlite.machine.tsc import time_source
 from xenlite.registers import read_registers
@@ -125,6 +126,9 @@ class Hypervisor:
         self._work: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._running: Cpu | None = None
+        # A clock that is moved by hand is for runs that repeat: nothing ends their slices early.
+        is_host = isinstance(self.machine.clock, HostClock)
+        self._slice_timer = SliceTimer(SLICE_NS) if is_host else None
         assemble(
             self.machine,
             self._m2p,
@@ -151,6 +155,8 @@ class Hypervisor:
         """Destroy every domain and give the machine's memory back."""
         for guest in list(self._guests.values()):
             self.remove_domain(guest.domain)
+        if self._slice_timer is not None:
+            self._slice_timer.close()
         self.machine.frames.close()
         self.machine.memory.close()
 
@@ -274,6 +280,8 @@ class Hypervisor:
                 guest.parts.bounce.upcall()
             blocks = self._blocks_until_due(guest, started_ns)
             self._running = cpu
+            if self._slice_timer is not None:
+                self._slice_timer.begin(cpu)
             cpu.enter(blocks)
             if not cpu.blocks_left:
                 guest.calibrate(blocks, clock.monotonic_ns() - started_ns)
@@ -283,6 +291,8 @@ class Hypervisor:
             self._crash(domain, crash)
         finally:
             self._running = None
+            if self._slice_timer is not None:
+                self._slice_timer.end()
             if guest.parts.page_writes.is_stepping:
                 guest.parts.page_writes.abort()
             now_ns = clock.monotonic_ns()

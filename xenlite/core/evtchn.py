@@ -84,6 +84,13 @@ class PortState(Enum):
     IPI = EVTCHNSTAT_ipi
 
 
+# Finding a member through its class takes 0.15 us, a third of what an event costs here.
+_INTERDOMAIN: Final = PortState.INTERDOMAIN
+_VIRQ: Final = PortState.VIRQ
+_IPI: Final = PortState.IPI
+_RUNNABLE: Final = VcpuState.RUNNABLE
+
+
 @dataclass(slots=True)
 class Channel:
     """One port that is not closed."""
@@ -144,7 +151,7 @@ class EventChannels:
         port = self._bind(Channel(PortState.INTERDOMAIN, remote=remote, remote_port=remote_port))
         theirs.state = PortState.INTERDOMAIN
         theirs.remote_port = port
-        self._set_pending(port)
+        self.receive(port)
         return port
 
     def bind_virq(self, virq: int, vcpu: int) -> int:
@@ -254,53 +261,58 @@ class EventChannels:
 
     def send(self, port: int) -> None:
         """Notify the other end; nobody hears it while there is none. Raises Refused(EINVAL)."""
-        channel = self._open(port)
-        if channel.state is PortState.INTERDOMAIN:
+        channels = self._channels
+        channel = channels[port] if 0 <= port < len(channels) else None
+        if channel is None:
+            raise Refused(EINVAL, "events.no-such-port", port)
+        state = channel.state
+        if state is _INTERDOMAIN:
             self._domain.peers[channel.remote].events.receive(channel.remote_port)
-        elif channel.state is PortState.IPI:
-            self._set_pending(port)
-        elif channel.state is PortState.VIRQ:
+        elif state is _IPI:
+            self.receive(port)
+        elif state is _VIRQ:
             raise Refused(EINVAL, "events.virq-is-not-sent", port)
-
-    def receive(self, port: int) -> None:
-        """Take a peer's notification of an open port."""
-        self._set_pending(port)
 
     def raise_virq(self, vcpu: int, virq: int) -> None:
         """Raise a virtual interrupt of a vCPU (0 for the machine's); lost where it isn't bound."""
         port = self._virqs.get((vcpu, virq))
         if port is not None:
-            self._set_pending(port)
+            self.receive(port)
 
     def unmask(self, port: int) -> None:
-        """Clear a port's mask bit and deliver what has waited; as in Xen, of closed ports too.
+        """Clear an open port's mask bit and deliver what has waited.
 
         Raises Refused(EINVAL) for a number that no port can have.
         """
         channel = self.channel_or_closed(port)
+        if channel is None:
+            return
         word, bit = port // _BITS, 1 << port % _BITS
         m32 = self._m32
         if m32[self._mask + word] & bit:
             m32[self._mask + word] &= ~bit
             if m32[self._pending + word] & bit:
-                self._select(word, 0 if channel is None else channel.vcpu)
+                self._select(word, channel.vcpu)
             self._wrote()
 
-    def _set_pending(self, port: int) -> None:
+    def receive(self, port: int) -> None:
+        """Take an event for an open port."""
         if self.on_pending is not None:
             self.on_pending(port)
             return
-        word, bit = port // _BITS, 1 << port % _BITS
         m32 = self._m32
-        pending = m32[self._pending + word]
+        word, bit = port // _BITS, 1 << port % _BITS
+        at = self._pending + word
+        pending = m32[at]
         if pending & bit:
             return
-        m32[self._pending + word] = pending | bit
+        m32[at] = pending | bit
         if not m32[self._mask + word] & bit:
             channel = self._channels[port]
             assert channel is not None, port
             self._select(word, channel.vcpu)
-        self._wrote()
+        if self._code[self._mfn]:
+            self._memory.wrote(self._mfn)
         if self.pollers:
             self._end_polls_of(port)
 
@@ -313,11 +325,11 @@ class EventChannels:
         if selected >> word & 1:
             return
         self._m32[at] = selected | 1 << word
-        is_news = not self._m8[info + VCPU_INFO_EVTCHN_UPCALL_PENDING]
+        was_pending = self._m8[info + VCPU_INFO_EVTCHN_UPCALL_PENDING]
         self._m8[info + VCPU_INFO_EVTCHN_UPCALL_PENDING] = 1
         if self._code[info >> PAGE_SHIFT]:  # which needn't be in shared_info
             self._memory.wrote(info >> PAGE_SHIFT)
-        if is_news:
+        if not was_pending and vcpu.state is not _RUNNABLE:
             self._wake(vcpu)
 
     # -- polling ------------------------------------------------------------------------------
@@ -326,11 +338,11 @@ class EventChannels:
         """Tell whether one of ``ports`` is pending; where none is, note that a vCPU waits.
 
         The caller then blocks that vCPU; the next event of these ports wakes it, masked or not.
-        Raises Refused(EINVAL) at a number that no port can have, unless one before it is pending.
+        Raises Refused(EINVAL) at a port that isn't open, unless one before it is pending.
         """
         wanted = []
         for port in ports:
-            self.channel_or_closed(port)
+            self._open(port)
             if self._m32[self._pending + port // _BITS] >> port % _BITS & 1:
                 return True
             wanted.append(port)

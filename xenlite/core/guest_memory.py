@@ -34,6 +34,7 @@ class GuestMemory:
         self._paging = domain.paging
         self._memory = domain.machine.memory
         self._m8 = self._memory.m8
+        self._m32 = self._memory.m32
         self._m64 = self._memory.m64
         self._code = self._memory.code
 
@@ -95,6 +96,10 @@ class GuestMemory:
 
     def read_u32(self, vaddr: int) -> int:
         """Read one little-endian word, aligned or not."""
+        if not vaddr & 3:
+            maddr = self.translate_read(vaddr)
+            if maddr is not None:
+                return self._m32[maddr >> 2]
         return int.from_bytes(self.read(vaddr, 4), "little")
 
     def read_u64(self, vaddr: int) -> int:

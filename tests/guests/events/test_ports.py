@@ -272,6 +272,34 @@ def test_a_reset_closes_every_port_and_clears_its_bits() -> None:
         assert all(guest.domain.events.channel(port) is None for port in range(1024))
 
 
+def test_a_reset_in_a_multicall_goes_on_where_it_was() -> None:
+    source = """
+        mov ebp, 300
+    again:
+        mov ebx, EVTCHNOP_bind_ipi
+        mov ecx, offset ipi
+        XEN event_channel_op
+        dec ebp
+        jnz again
+        mov ebx, offset calls
+        mov ecx, 2
+        XEN multicall
+        mov [result], eax
+        FINISH 1
+    .data
+    ipi: .long 0, 0
+    reset: .word DOMID_SELF
+    .p2align 2
+    calls: .long HYPERVISOR_event_channel_op, 9, EVTCHNOP_reset, reset, 0, 0, 0, 0
+        .long HYPERVISOR_event_channel_op, 9, EVTCHNOP_bind_ipi, ipi, 0, 0, 0, 0
+    result: .long 9
+    """
+    with boot(source) as guest:
+        assert guest.word("result") == 0
+        assert [guest.word("calls", 1), guest.word("calls", 9)] == [0, 0]
+        assert guest.word("ipi", 1) == 1
+
+
 def test_a_reset_while_the_peer_sends_leaves_the_peer_waiting() -> None:
     source = """
     again:
@@ -315,6 +343,56 @@ def test_a_reset_while_the_peer_sends_leaves_the_peer_waiting() -> None:
         assert len(bound) > 1
         for port in bound:
             link.close(port)
+
+
+@pytest.mark.parametrize(
+    ("count", "port"), [(1, 0), (1, 3), (1, 1024), (1, 0xFFFFFFFF), (129, 1), (0xFFFFFFFF, 1)]
+)
+def test_only_open_ports_can_be_polled_and_not_too_many(count: int, port: int) -> None:
+    source = f"""
+        mov ebx, SCHEDOP_poll
+        mov ecx, offset poll
+        XEN sched_op
+        mov [result], eax
+        FINISH 1
+    .data
+    poll: .long ports, {count}, 0, 0
+    result: .long 0
+    ports: .fill 129, 4, {port}
+    """
+    with boot(source) as guest:
+        assert (guest.reason, guest.word("result")) == (1, WORD - EINVAL)
+
+
+def test_a_full_table_has_no_room_for_a_virtual_interrupt() -> None:
+    source = """
+    again:
+        mov ebx, EVTCHNOP_bind_ipi
+        mov ecx, offset ipi
+        XEN event_channel_op
+        test eax, eax
+        jz again
+        mov [result], eax
+        mov ebx, EVTCHNOP_bind_virq
+        mov ecx, offset virq
+        XEN event_channel_op
+        mov [result + 4], eax
+        mov ebx, EVTCHNOP_close
+        mov ecx, offset ipi + EVTCHN_BIND_IPI_PORT
+        XEN event_channel_op
+        mov ebx, EVTCHNOP_bind_virq
+        mov ecx, offset virq
+        XEN event_channel_op
+        mov [result + 8], eax
+        FINISH 1
+    .data
+    ipi: .long 0, 0
+    virq: .long VIRQ_DEBUG, 0, 0
+    result: .long 9, 9, 9
+    """
+    with boot(source) as guest:
+        assert guest.words("result", 3) == [WORD - ENOSPC, WORD - ENOSPC, 0]
+        assert (guest.word("ipi", 1), guest.word("virq", 2)) == (1023, 1023)
 
 
 def test_a_storm_of_events_costs_little() -> None:
@@ -439,3 +517,12 @@ def test_a_guests_close_leaves_dom0s_end_waiting() -> None:
         assert channel.state.value == EVTCHNSTAT_unbound
         link.notify(theirs)
         link.close(theirs)
+
+
+@pytest.mark.parametrize("word", [0, SELF, 1, 2, SELF | SELF << 16, 0xFFFFFFFF])
+def test_no_command_on_any_domain_does_harm(word: int) -> None:
+    """What each may do is told above; here it only has to end, and to leave the audit content."""
+    found = results(*((command, word, word, word, word, word) for command in range(65)))
+    known = range(EVTCHNOP_reset_cont + 1)
+    assert [result for result in found if result > 0] == []
+    assert set(found[len(known) :]) == {-ENOSYS}

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.guest import BootedGuest, boot
+from tests.support.guest import BootedGuest, boot, made
 from xenlite.abi.x86_32p import (
+    DOMID_INVALID,
     DOMID_SELF,
     EFAULT,
     EINVAL,
@@ -223,4 +224,36 @@ def test_a_structure_that_cannot_be_written_is_refused_before_anything_happens()
     """
     with boot(kernel(setup(1), then=then)) as guest:
         assert guest.words("result", 2) == [WORD - EFAULT, WORD - EFAULT]
+        assert len(guest.domain.grants.mfns) == 1
+
+
+def test_a_mapped_table_keeps_its_version_and_grows() -> None:
+    console, store = 0, 1
+    source = kernel((GNTTABOP_set_version, 1, 2), (GNTTABOP_set_version, 1, 1), setup(8))
+    with made(source) as guest:
+        link = guest.hypervisor.link(0)
+        mappings = [link.map_grant(guest.domid, ref, writable=True) for ref in (console, store)]
+        assert guest.run(10)
+        assert results(guest, 3) == [-ENOSYS, 0, 0]
+        assert len(guest.domain.grants.mfns) == 8
+        assert guest.control.audit() == []
+        for mapping in mappings:
+            link.unmap_grant(mapping)
+
+
+def test_a_domain_that_dies_with_a_full_table_gives_it_back() -> None:
+    with made(kernel(setup(64), then="spin: jmp spin")) as guest:
+        free = guest.hypervisor.machine.frames.owner.count(DOMID_INVALID)
+        grown = guest.run(10, until=lambda: len(guest.domain.grants.mfns) == 64)
+        assert grown
+        now = guest.hypervisor.machine.frames.owner.count(DOMID_INVALID)
+        assert free - now == 63
+
+
+@pytest.mark.parametrize("word", [0, SELF, 1, 2, SELF | SELF << 16, WORD - 1])
+def test_no_command_on_any_domain_does_harm(word: int) -> None:
+    """What each may do is told above; here it only has to end, and to leave the audit content."""
+    with boot(kernel(*((command, 1, word, 1, 0, "list") for command in range(65)))) as guest:
+        assert guest.reason == 1, guest.crash
+        assert all(result <= 0 for result in results(guest, 65))
         assert len(guest.domain.grants.mfns) == 1

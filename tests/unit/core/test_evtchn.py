@@ -393,20 +393,21 @@ def polls(domain: Domain, *ports: int) -> bool:
 def test_a_poll_ends_with_the_event_even_where_the_port_is_masked() -> None:
     with world(32) as made:
         one, offered, two, port = pair(made)
+        other = one.events.bind_ipi(0)
         mask(one, offered)
-        assert polls(one, 5, offered)
+        assert polls(one, other, offered)
         two.events.send(port)
         assert one.vcpus[0].state is VcpuState.RUNNABLE
         assert upcall_pending(one) == 0
         assert one.events.pollers == {}
-        assert one.events.poll(0, [5, offered])
+        assert one.events.poll(0, [other, offered])
 
 
 def test_a_poll_does_not_end_with_another_masked_ports_event() -> None:
     with world(32) as made:
         one, offered, two, port = pair(made)
         mask(one, offered)
-        assert polls(one, 5)
+        assert polls(one, one.events.bind_ipi(0))
         two.events.send(port)
         assert one.vcpus[0].state.value == "blocked"
         one.events.end_poll(0)
@@ -416,7 +417,7 @@ def test_a_poll_does_not_end_with_another_masked_ports_event() -> None:
 def test_an_upcall_ends_any_poll() -> None:
     with world(32) as made:
         one, _, two, port = pair(made)
-        assert polls(one, 5)
+        assert polls(one)
         two.events.send(port)
         assert one.vcpus[0].state is VcpuState.RUNNABLE
         assert one.events.pollers == {}
@@ -431,15 +432,24 @@ def test_the_end_of_a_poll_wakes_nobody_who_only_blocks() -> None:
         domain.current.wake()
 
 
-def test_a_poll_refuses_what_is_no_port_unless_one_before_is_pending() -> None:
+def test_a_poll_refuses_what_is_no_open_port_unless_one_before_is_pending() -> None:
+    """No event could end it."""
     with world(16) as made:
         domain = made.add(1).domain
-        for bad in (1024, 0xFFFFFFFF):
-            assert errno_of(partial(domain.events.poll, 0, [1, bad])) == EINVAL
-        assert domain.events.pollers == {}
         port = domain.events.bind_ipi(0)
+        for bad in (0, port + 1, 1023, 1024, 0xFFFFFFFF):
+            assert errno_of(partial(domain.events.poll, 0, [port, bad])) == EINVAL
+        assert domain.events.pollers == {}
         domain.events.send(port)
         assert domain.events.poll(0, [port, 1024])
+
+
+def test_unmasking_a_closed_port_changes_nothing() -> None:
+    with world(16) as made:
+        domain = made.add(1).domain
+        mask(domain, 5)
+        domain.events.unmask(5)
+        assert bits(domain, SHARED_INFO_EVTCHN_MASK) == {5}
 
 
 def test_the_audit_sees_a_poller_that_runs_and_a_virtual_interrupt_without_a_port() -> None:
