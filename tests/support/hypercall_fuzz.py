@@ -243,9 +243,13 @@ class RingWorld(World):
         self.victim = Victim(self.hypervisor)
 
     @override
-    def add(self, domid: int | None = None, *, max_pages: int = PAGES + 64) -> RingGuest:
+    def add(
+        self, domid: int | None = None, *, max_pages: int = PAGES + 64, max_vcpus: int = 1
+    ) -> RingGuest:
         domid = self.hypervisor.next_domid()
-        domain = self.hypervisor.add_domain(domid, "guest", max_pages=max_pages, max_vcpus=1)
+        domain = self.hypervisor.add_domain(
+            domid, "guest", max_pages=max_pages, max_vcpus=max_vcpus
+        )
         guest = RingGuest(self, domain)
         self.guests[domid] = guest
         return guest

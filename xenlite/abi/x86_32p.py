@@ -1666,7 +1666,6 @@ UNIMPLEMENTED_OPERATIONS: Final[dict[str, dict[int, str]]] = {
     "event_channel_op": {
         11: "the 2-level form is the only one",
         12: "the 2-level form is the only one",
-        13: "the 2-level form is the only one",
     },
     "physdev_op": {
         5: "no guest owns a physical device",
