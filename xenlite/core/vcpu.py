@@ -126,6 +126,7 @@ class Vcpu:
         "start",
         "state",
         "sysenter_callback",
+        "time_area",
         "timers",
         "traps",
         "upcall_index",
@@ -142,6 +143,7 @@ class Vcpu:
         self.start: VcpuGuestContext | None = None  # registers to load when it first runs
         self.info_mfn: int | None = None  # the guest's frame that holds vcpu_info, if it moved
         self.timers = VcpuTimers(self)
+        self.time_area = 0  # where the guest wants a copy of its time, by virtual address
         self.was_blocked = False  # when it was taken down: it sleeps on when it comes up
         self.was_woken = False  # since it last ran: the scheduler lets it go first
         self.has_yielded = False  # since it last ran: everybody else goes first

@@ -19,6 +19,7 @@ from xenlite.abi.x86_32p import (
     SIZEOF_VCPU_GUEST_CONTEXT,
     SIZEOF_VCPU_INFO,
     SIZEOF_VCPU_REGISTER_RUNSTATE_MEMORY_AREA,
+    SIZEOF_VCPU_REGISTER_TIME_MEMORY_AREA,
     SIZEOF_VCPU_REGISTER_VCPU_INFO,
     SIZEOF_VCPU_SET_PERIODIC_TIMER,
     SIZEOF_VCPU_SET_SINGLESHOT_TIMER,
@@ -37,6 +38,7 @@ from xenlite.abi.x86_32p import (
     VCPUOP_is_up,
     VCPUOP_register_runstate_memory_area,
     VCPUOP_register_vcpu_info,
+    VCPUOP_register_vcpu_time_memory_area,
     VCPUOP_set_periodic_timer,
     VCPUOP_set_singleshot_timer,
     VCPUOP_stop_periodic_timer,
@@ -49,7 +51,7 @@ from xenlite.abi.x86_32p import (
 )
 from xenlite.core.paging import WORK_BUDGET, Preempted
 from xenlite.core.scheduler import SLICE_NS
-from xenlite.core.timekeeping import publish_runstate
+from xenlite.core.timekeeping import publish_runstate, read_time
 from xenlite.core.timers import SHORTEST_PERIOD_NS
 from xenlite.core.vcpu import VcpuState
 from xenlite.core.vcpu_start import prepare
@@ -90,6 +92,7 @@ class VcpuCalls:
             VCPUOP_stop_singleshot_timer: self._stop_single,
             VCPUOP_register_vcpu_info: self._register_info,
             VCPUOP_get_physid: self._get_physid,
+            VCPUOP_register_vcpu_time_memory_area: self._register_time,
         }
 
     def handlers(self) -> dict[int, Handler]:
@@ -182,6 +185,14 @@ class VcpuCalls:
             self._guest_memory.check_writable(area, len(state))
         vcpu.runstate.area = area
         publish_runstate(vcpu)
+        return 0
+
+    def _register_time(self, vcpu: Vcpu, argument: int) -> int:
+        copy = self._guest_memory.read(argument, SIZEOF_VCPU_REGISTER_TIME_MEMORY_AREA)
+        area = int.from_bytes(copy[:4], "little")
+        if area:
+            self._guest_memory.write(area, read_time(vcpu))
+        vcpu.time_area = area
         return 0
 
     def _get_physid(self, vcpu: Vcpu, argument: int) -> int:
