@@ -3,14 +3,14 @@
 # Time: a tick, the time since boot, and sleeping.
 #
 # Xen gives each virtual processor a clock and timers. The clock is the processor's own counter;
-# what a count means stands in shared memory (public/xen.h, vcpu_time_info), where Xen renews it each
-# time it lets us run. System time in ns is
+# what a count means stands in shared memory (public/xen.h, vcpu_time_info), where Xen renews it
+# each time it lets us run. System time in ns is
 #
 #   system_time + ((rdtsc - tsc_timestamp) << tsc_shift) * tsc_to_system_mul / 2^32
 #
-# Both timers, the periodic and the single one, raise the same virtual interrupt, VIRQ_TIMER: whoever
-# waits for a moment looks at the clock. The periodic one does not wake a kernel that sleeps, which
-# has nobody to give turns to.
+# Both timers, the periodic and the single one, raise the same virtual interrupt, VIRQ_TIMER:
+# whoever waits for a moment looks at the clock. The periodic one does not wake a kernel that sleeps,
+# which has nobody to give turns to.
 
 .equ NS_PER_S, 1000000000
 .equ NS_PER_MS, 1000000

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# The programs of ring 3. They lie in pages of their own, which process.s maps at USER_BASE and opens
-# to ring 3; they know nothing of the kernel but the numbers of the system calls.
+# The programs of ring 3. They lie in pages of their own, which process.s maps at USER_BASE and
+# opens to ring 3; they know nothing of the kernel but the numbers of the system calls.
 #
 # In: eax = which one to be: USER_HELLO is a good program, USER_TRESPASS reads the kernel's memory,
 # USER_RACE counts for ever. esp = top of its stack, in a page of zeros at USER_STACK. All other
