@@ -39,6 +39,7 @@ from xenlite.abi.x86_32p import (
     VCPUOP_register_runstate_memory_area,
     VCPUOP_register_vcpu_info,
     VCPUOP_register_vcpu_time_memory_area,
+    VCPUOP_send_nmi,
     VCPUOP_set_periodic_timer,
     VCPUOP_set_singleshot_timer,
     VCPUOP_stop_periodic_timer,
@@ -91,6 +92,7 @@ class VcpuCalls:
             VCPUOP_set_singleshot_timer: self._set_single,
             VCPUOP_stop_singleshot_timer: self._stop_single,
             VCPUOP_register_vcpu_info: self._register_info,
+            VCPUOP_send_nmi: self._send_nmi,
             VCPUOP_get_physid: self._get_physid,
             VCPUOP_register_vcpu_time_memory_area: self._register_time,
         }
@@ -170,6 +172,17 @@ class VcpuCalls:
 
     def _is_up(self, vcpu: Vcpu, _argument: int) -> int:
         return int(vcpu.state is not VcpuState.DOWN)
+
+    def _send_nmi(self, vcpu: Vcpu, argument: int) -> int:
+        """Have a vCPU enter its NMI handler, masked or asleep; lost where it has none."""
+        if argument:
+            raise Refused(EINVAL, "vcpu.nmi-argument", argument)
+        vcpu.nmi_pending = True
+        self._domain.events.end_poll(vcpu.id)
+        vcpu.wake()
+        if vcpu is self._domain.current:
+            self._domain.engine.stop()
+        return 0
 
     # -- what it tells ------------------------------------------------------------------------
 
