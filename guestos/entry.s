@@ -23,6 +23,7 @@ _start:
     call report_memory
     call events_open                # writes shared_info
     call console_listen
+    call time_open
     call port_unmask_events
     call process_open
     call demonstrate

@@ -49,6 +49,8 @@ events_upcall:
     push 0
     TRAP_ENTER
     call events_dispatch
+    mov ebx, esp
+    call process_preempt
     TRAP_LEAVE
 
 # Serve every port that is pending and not masked.

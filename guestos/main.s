@@ -13,11 +13,12 @@
 #   entry.s     the first instruction, and what happens in which order
 #   traps.s     exceptions: the frame, the table, the report of a crash
 #   events.s    event channels: interrupts of a paravirtual machine
+#   time.s      a tick, the clock, sleeping
 #   memory.s    its own page tables, a page allocator, pages mapped on demand
-#   process.s   ring 3: entering it, system calls, leaving it
+#   process.s   ring 3: entering it, system calls, taking turns, leaving it
 #   report.s    what it finds at boot
 #   shell.s     commands typed on the console
-#   user.s      the program that runs in ring 3
+#   user.s      the programs that run in ring 3
 #
 # Convention of calls, everywhere unless a routine says otherwise: arguments in eax, edx and ecx in
 # this order, the result in eax. A routine may change eax, ecx, edx and the flags, and keeps all
@@ -47,6 +48,7 @@
 .include "entry.s"
 .include "traps.s"
 .include "events.s"
+.include "time.s"
 .include "memory.s"
 .include "process.s"
 .include "report.s"

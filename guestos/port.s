@@ -18,6 +18,9 @@
 #   mov [pte], x; invlpg              port_set_mapping            update_va_mapping
 #   mov cr3, x                        port_switch_page_tables     mmuext_op
 #   out to a device's doorbell        port_send_event             event_channel_op, send
+#   routing of an interrupt           port_bind_virq              event_channel_op, bind_virq
+#   the period of a timer chip        port_set_tick               vcpu_op, set_periodic_timer
+#   a timer's deadline                port_set_alarm              set_timer_op
 #   cpuid, a chipset's registers      port_xen_version            xen_version
 #   a bit of CR4                      port_enable_assist          vm_assist
 #   power button, reset line          port_shutdown               sched_op, shutdown
@@ -212,6 +215,44 @@ port_send_event:
     mov ecx, esp
     HYPERCALL_OR_PANIC event_channel_op
     pop eax
+    pop ebx
+    ret
+
+# native: the entry of an interrupt controller that names a vector. In: eax = VIRQ_. Out: eax = the
+# event port that stands for it on this virtual processor.
+port_bind_virq:
+    push ebx
+    sub esp, SIZEOF_EVTCHN_BIND_VIRQ
+    mov [esp + EVTCHN_BIND_VIRQ_VIRQ], eax
+    mov dword ptr [esp + EVTCHN_BIND_VIRQ_VCPU], 0
+    mov ebx, EVTCHNOP_bind_virq
+    mov ecx, esp
+    HYPERCALL_OR_PANIC event_channel_op
+    mov eax, [esp + EVTCHN_BIND_VIRQ_PORT]
+    add esp, SIZEOF_EVTCHN_BIND_VIRQ
+    pop ebx
+    ret
+
+# native: out to a timer chip's divisor. In: eax = period in ns.
+port_set_tick:
+    push ebx
+    push 0                          # struct vcpu_set_periodic_timer: 64 bits
+    push eax
+    mov ebx, VCPUOP_set_periodic_timer
+    xor ecx, ecx                    # this virtual processor is number 0
+    mov edx, esp
+    HYPERCALL_OR_PANIC vcpu_op
+    add esp, SIZEOF_VCPU_SET_PERIODIC_TIMER
+    pop ebx
+    ret
+
+# native: wrmsr to the deadline of the processor's timer. In: edx:eax = system time in ns. A time
+# that is past comes at once.
+port_set_alarm:
+    push ebx
+    mov ebx, eax
+    mov ecx, edx
+    HYPERCALL_OR_PANIC set_timer_op
     pop ebx
     ret
 

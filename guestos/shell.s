@@ -6,6 +6,8 @@
 # a new one. Other control characters and the sequences of cursor keys are ignored. Enter is CR from
 # a terminal, LF from a pipe; a LF behind a CR is the same Enter.
 #
+# The first blank ends the command's name; a number may follow it.
+#
 # Registers throughout: esi = length of the line so far. The line is echoed here, by the kernel: a
 # console has no eyes of its own.
 
@@ -28,6 +30,7 @@ shell:
     call shell_read_line
     cmp byte ptr [shell_line], 0
     je .Lshell_prompt
+    call shell_split_line
     mov ebx, offset shell_commands
 .Lshell_search:
     mov eax, [ebx]
@@ -128,6 +131,60 @@ shell_read_line:
     pop ebx
     ret
 
+# End the command's name where it ends, and keep where its argument begins. A line has no blanks at
+# its ends.
+shell_split_line:
+    mov eax, offset shell_line
+.Lsplit_name:
+    mov dl, [eax]
+    test dl, dl
+    jz .Lsplit_done
+    inc eax
+    cmp dl, ' '
+    jne .Lsplit_name
+    mov byte ptr [eax - 1], 0
+.Lsplit_blank:
+    cmp byte ptr [eax], ' '
+    jne .Lsplit_done
+    inc eax
+    jmp .Lsplit_blank
+.Lsplit_done:
+    mov [shell_argument], eax
+    ret
+
+# Read the argument as a number. Out: eax, and CF set where it is none or has more than 7 digits.
+shell_number:
+    push ebx
+    push esi
+    mov esi, [shell_argument]
+    xor eax, eax
+    xor edx, edx
+    lea ebx, [esi + 7]
+.Lnumber_next:
+    mov dl, [esi]
+    test dl, dl
+    jz .Lnumber_end
+    sub dl, '0'
+    cmp dl, 9
+    ja .Lnumber_bad
+    cmp esi, ebx
+    jae .Lnumber_bad
+    imul eax, eax, 10
+    add eax, edx
+    inc esi
+    jmp .Lnumber_next
+.Lnumber_end:
+    cmp esi, [shell_argument]
+    je .Lnumber_bad
+    clc
+    jmp .Lnumber_out
+.Lnumber_bad:
+    stc
+.Lnumber_out:
+    pop esi
+    pop ebx
+    ret
+
 # Take the last character away, if there is one. In and out: esi = length of the line.
 shell_rub_out:
     test esi, esi
@@ -185,6 +242,15 @@ command_info:
     call report_start_info
     jmp report_hypervisor
 
+command_sleep:
+    call shell_number
+    jc .Lsleep_how
+    cmp eax, LONGEST_SLEEP
+    jbe time_sleep
+.Lsleep_how:
+    PRINT "sleep how long? a number of seconds up to 1000000\n"
+    ret
+
 # A jump to nowhere, and so no return. The report of the page fault shows eip 0.
 command_crash:
     PRINT "jumping to address 0\n"
@@ -208,8 +274,11 @@ shell_commands:
     .long .Lname_help, command_help, .Lhelp_help
     .long .Lname_mem, report_memory, .Lhelp_mem
     .long .Lname_info, command_info, .Lhelp_info
+    .long .Lname_uptime, time_print, .Lhelp_uptime
+    .long .Lname_sleep, command_sleep, .Lhelp_sleep
     .long .Lname_run, process_run, .Lhelp_run
     .long .Lname_trespass, process_trespass, .Lhelp_trespass
+    .long .Lname_race, process_race, .Lhelp_race
     .long .Lname_fault, memory_touch_new_page, .Lhelp_fault
     .long .Lname_crash, command_crash, .Lhelp_crash
     .long .Lname_halt, command_halt, .Lhelp_halt
@@ -221,10 +290,16 @@ shell_commands:
 .Lhelp_mem: .asciz "  mem       how memory is used\n"
 .Lname_info: .asciz "info"
 .Lhelp_info: .asciz "  info      start_info and the hypervisor\n"
+.Lname_uptime: .asciz "uptime"
+.Lhelp_uptime: .asciz "  uptime    time and ticks since boot\n"
+.Lname_sleep: .asciz "sleep"
+.Lhelp_sleep: .asciz "  sleep N   sleep N seconds\n"
 .Lname_run: .asciz "run"
 .Lhelp_run: .asciz "  run       the program in ring 3\n"
 .Lname_trespass: .asciz "trespass"
 .Lhelp_trespass: .asciz "  trespass  a program that reads the kernel's memory\n"
+.Lname_race: .asciz "race"
+.Lhelp_race: .asciz "  race      two programs in ring 3, preempted by the tick\n"
 .Lname_fault: .asciz "fault"
 .Lhelp_fault: .asciz "  fault     touch a page that is not there\n"
 .Lname_crash: .asciz "crash"
@@ -235,6 +310,9 @@ shell_commands:
 .Lhelp_reboot: .asciz "  reboot    shut down for a reboot\n"
 
 .section .bss
+.p2align 2
+shell_argument:
+    .space 4
 shell_line:
     .space LINE_SIZE
 shell_last_key:

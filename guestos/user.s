@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# The program of ring 3. It lies in pages of its own, which process.s maps at USER_BASE and opens to
-# ring 3; it knows nothing of the kernel but the numbers of the system calls.
+# The programs of ring 3. They lie in pages of their own, which process.s maps at USER_BASE and
+# opens to ring 3; they know nothing of the kernel but the numbers of the system calls.
 #
-# In: eax = what to do: 0 to be a good program, 1 to read the kernel's memory. esp = top of its
-# stack. All other registers are 0, and it may use all of them.
+# In: eax = which one to be: USER_HELLO is a good program, USER_TRESPASS reads the kernel's memory,
+# USER_RACE counts for ever. esp = top of its stack, in a page of zeros at USER_STACK. All other
+# registers are 0, and it may use all of them.
+
+.equ USER_HELLO, 0
+.equ USER_TRESPASS, 1
+.equ USER_RACE, 2
+.equ user_race_count, USER_STACK    # where the kernel reads how far it has come
 
 # Make a system call. Arguments are in ebx, ecx and edx already.
 .macro SYSTEM_CALL name
@@ -22,8 +28,10 @@
 .section .user, "ax"
 
 user_start:
-    test eax, eax
-    jnz user_trespass
+    cmp eax, USER_TRESPASS
+    je user_trespass
+    cmp eax, USER_RACE
+    je user_race
     WRITE_TEXT user_hello, user_hello_end
     SYSTEM_CALL getpid
     add eax, '0'                    # ids have one digit
@@ -50,6 +58,19 @@ user_fail:
 # This must end the program: the page is the kernel's.
 user_trespass:
     mov eax, [VIRT_BASE]
+    jmp user_fail
+
+# Count in two registers and in memory, and never call the kernel. The three agree as long as
+# whoever takes the processor away brings back all that it has taken.
+user_race:
+    inc ebx
+    dec esi
+    inc dword ptr [user_race_count]
+    lea eax, [ebx + esi]
+    test eax, eax
+    jnz user_fail
+    cmp ebx, [user_race_count]
+    je user_race
     jmp user_fail
 
 .type user_hello, @object

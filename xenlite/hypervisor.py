@@ -43,7 +43,7 @@ from xenlite.machine.machine import Machine
 from xenlite.machine.memory import DEFAULT_SIZE_BYTES, MachineMemory
 from xenlite.machine.processor import NullEngine
 from xenlite.machine.slice_timer import SliceTimer
-from xenlite.machine.trap import EIP, ESP
+from xenlite.machine.trap import EIP, ESP, VECTOR_NMI
 from xenlite.machine.tsc import time_source
 from xenlite.registers import read_registers
 from xenlite.traps import TrapParts, make_route
@@ -276,8 +276,7 @@ class Hypervisor:
             publish_time(vcpu, self._time)
             publish_runstate(vcpu)
             guest.parts.bounce.reload_selectors()
-            if 0 < self.machine.memory.m16[vcpu.info_maddr >> 1] < 0x100:
-                guest.parts.bounce.upcall()
+            self._deliver(guest, vcpu)
             blocks = self._blocks_until_due(guest, started_ns)
             self._running = cpu
             if self._slice_timer is not None:
@@ -298,6 +297,17 @@ class Hypervisor:
             now_ns = clock.monotonic_ns()
             self.scheduler.charge(domain.domid, now_ns - started_ns, now_ns)
             vcpu.runstate.enter(RUNSTATES[vcpu.state], now_ns)
+
+    def _deliver(self, guest: _Guest, vcpu: Vcpu) -> None:
+        """Enter the handlers of what has come while the vCPU did not run."""
+        bounce = guest.parts.bounce
+        if vcpu.nmi_pending:
+            # Unlike on Xen, another one may come before the handler's iret.
+            vcpu.nmi_pending = False
+            if vcpu.traps[VECTOR_NMI] is not None:
+                bounce.fault(VECTOR_NMI, None)
+        if 0 < self.machine.memory.m16[vcpu.upcall_index] < 0x100:
+            bounce.upcall()
 
     def _blocks_until_due(self, guest: _Guest, now_ns: int) -> int:
         """Return a slice's blocks, or fewer where a timer is due before its end."""

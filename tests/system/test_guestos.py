@@ -7,109 +7,26 @@ a user does, with a pipe and with a terminal.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import pexpect
 import pytest
 
+from tests.support.guestos import DOM, LIMIT_S, PROMPT, ROOT, Machine
 from xenlite.abi.x86_32p import (
     SHUTDOWN_crash,
     SHUTDOWN_poweroff,
     SHUTDOWN_reboot,
     TRAP_page_fault,
 )
-from xenlite.cli.run import load
 from xenlite.core.vcpu import VcpuState
-from xenlite.errors import PeerError
-from xenlite.hypervisor import Hypervisor
-from xenlite.machine.clock import HostClock
-from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_NX, PTE_P, PTE_RW, PTE_US
-from xenlite.toolstack.lifecycle import Guest
+from xenlite.machine.clock import ManualClock
+from xenlite.machine.x86_32p import PTE_NX, PTE_RW, PTE_US
 
-ROOT = Path(__file__).resolve().parents[2]
-DOM = "guestos/dom.yaml"
-PROMPT = "guestos> "
-LIMIT_S = 20
-MIB = 1 << 20
-
-VIRT_BASE = 0xC0000000
 USER_BASE = 0x08000000
-HOLE = 0xF5800000
-
-
-class Machine:
-    """One guestos in this process, driven step by step."""
-
-    def __init__(self, *overrides: str) -> None:
-        self.hypervisor = Hypervisor(64 * MIB, HostClock())
-        self.control = self.hypervisor.control()
-        self.output = ""
-        self.guest = Guest(load(ROOT / DOM, ["memory=8", *overrides]))
-        link = self.hypervisor.link(0)
-        self.domid = self.guest.start(
-            self.control, link, sink=self._hear, broken=self._broken
-        ).domid
-
-    def _hear(self, _domid: int, data: bytes) -> None:
-        self.output += data.decode("ascii").replace("\r\n", "\n")
-
-    def _broken(self, error: PeerError) -> None:
-        raise error
-
-    def wait_for(self, text: str) -> str:
-        """Run until the console shows ``text``; return what came before it, and forget both."""
-        self.run_until(lambda: text in self.output, f"{text!r} in {self.output!r}")
-        before, _, self.output = self.output.partition(text)
-        return before
-
-    def command(self, line: str) -> str:
-        """Type a line at the prompt; return what is shown up to the next prompt."""
-        self.type(line + "\r")
-        return self.wait_for(PROMPT)
-
-    def type(self, keys: str) -> None:
-        assert self.guest.console is not None
-        self.guest.console.feed(keys.encode())
-
-    def wait_for_end(self) -> int | None:
-        """Run until the domain has ended; return the reason."""
-        info = self.control.info
-        self.run_until(lambda: info(self.domid).shutdown_reason is not None, "an end")
-        assert self.guest.console is not None
-        self.guest.console.pump()
-        return info(self.domid).shutdown_reason
-
-    def entries(self) -> Iterator[tuple[int, int]]:
-        """Walk the tables that the guest runs on: (address, L1 entry) of every page below Xen."""
-        domain = self.hypervisor.domains[self.domid]
-        words = self.hypervisor.machine.memory.m64
-        assert domain.current.cr3_mfn is not None
-
-        def table(mfn: int, count: int) -> Iterator[tuple[int, int]]:
-            for slot in range(count):
-                entry = words[mfn * 512 + slot]
-                if entry & PTE_P:
-                    yield slot, entry
-
-        for i, l3e in table(domain.current.cr3_mfn, 4):
-            for j, l2e in table((l3e & PTE_ADDRESS) >> 12, 512):
-                if (i << 30 | j << 21) >= HOLE:
-                    break
-                for k, l1e in table((l2e & PTE_ADDRESS) >> 12, 512):
-                    yield i << 30 | j << 21 | k << 12, l1e
-
-    def run_until(self, until: Callable[[], bool], what: str) -> None:
-        deadline_ns = time.monotonic_ns() + LIMIT_S * 10**9
-        assert self.hypervisor.run(until, deadline_ns), f"waited in vain for {what}"
-
-    def close(self) -> None:
-        assert self.control.audit() == []
-        self.guest.stop()
-        self.hypervisor.close()
 
 
 @pytest.fixture
@@ -267,8 +184,91 @@ def test_help_names_every_command(shell: Machine) -> None:
     answer = shell.command("help")
     names = [line.split()[0] for line in answer.splitlines()[1:]]
     assert names == [
-        *("help", "mem", "info", "run", "trespass", "fault", "crash", "halt", "reboot")
+        *("help", "mem", "info", "uptime", "sleep", "run", "trespass", "race", "fault"),
+        *("crash", "halt", "reboot"),
     ]
+
+
+def uptime(machine: Machine) -> tuple[int, int]:
+    """Ask for the time since boot: (milliseconds, ticks)."""
+    answer = machine.command("uptime")
+    match = re.search(r"^up (\d+)\.(\d{3}) s, (\d+) ticks$", answer, re.MULTILINE)
+    assert match is not None, answer
+    seconds, milliseconds, ticks = map(int, match.groups())
+    return seconds * 1000 + milliseconds, ticks
+
+
+def test_the_clock_and_the_tick_go_with_the_machines(shell: Machine) -> None:
+    start_ns = shell.clock.monotonic_ns()
+    before, ticks_before = uptime(shell)
+    shell.command("race")
+    after, ticks_after = uptime(shell)
+    passed_ms = (shell.clock.monotonic_ns() - start_ns) // 1_000_000
+    assert 0 < after - before <= passed_ms + 1
+    assert 20 <= ticks_after - ticks_before <= passed_ms // 10 + 2
+
+
+@pytest.fixture
+def timeless() -> Iterator[Machine]:
+    """A shell on a clock that moves only where the test, or a wait, moves it."""
+    running = Machine(clock=ManualClock())
+    running.wait_for(PROMPT)
+    yield running
+    running.close()
+
+
+def test_the_clock_counts_what_passes(timeless: Machine) -> None:
+    assert isinstance(timeless.clock, ManualClock)
+    before, _ = uptime(timeless)
+    timeless.clock.advance(123_456_000_000)
+    after, _ = uptime(timeless)
+    assert after - before == 123_456
+    timeless.clock.advance((1 << 40) * 1_000_000)
+    assert uptime(timeless)[0] - after == 1 << 40
+
+
+@pytest.mark.parametrize("seconds", [1, 5, 86_400, 1_000_000])
+def test_sleep_ends_when_its_time_has_come(timeless: Machine, seconds: int) -> None:
+    before, _ = uptime(timeless)
+    assert timeless.command(f"sleep {seconds}") == f"sleep {seconds}\n"
+    after, ticks = uptime(timeless)
+    assert after - before == seconds * 1000
+    # A kernel that sleeps is not woken by ticks.
+    assert ticks <= 4
+
+
+def test_keys_typed_into_a_sleep_wait_for_its_end(timeless: Machine) -> None:
+    before, _ = uptime(timeless)
+    timeless.type("sleep 3\rmem\r")
+    assert timeless.wait_for(PROMPT) == "sleep 3\n"
+    assert "2048 pages" in timeless.wait_for(PROMPT)
+    assert uptime(timeless)[0] - before == 3000
+
+
+def test_a_key_does_not_shorten_a_sleep(timeless: Machine) -> None:
+    before, _ = uptime(timeless)
+    vcpu = timeless.hypervisor.domains[timeless.domid].current
+    timeless.type("sleep 3\r")
+    timeless.wait_for("sleep 3\n")
+    timeless.type("x")
+    timeless.wait_for(PROMPT)
+    timeless.run_until(lambda: vcpu.state is VcpuState.BLOCKED, "a sleeping kernel")
+    timeless.type("\x15")
+    assert uptime(timeless)[0] - before == 3000
+
+
+@pytest.mark.parametrize("line", ["sleep", "sleep x", "sleep -1", "sleep 1x", "sleep 12345678"])
+def test_sleep_wants_a_number(timeless: Machine, line: str) -> None:
+    assert timeless.command(line).endswith("sleep how long? a number of seconds up to 1000000\n")
+
+
+def test_two_programs_share_the_processor_though_neither_gives_way(shell: Machine) -> None:
+    for _ in range(2):
+        answer = shell.command("race")
+        found = re.findall(r"^  program (\d): 10 turns, counted to (\d+)$", answer, re.MULTILINE)
+        assert [number for number, _ in found] == ["1", "2"]
+        assert all(int(count) > 0 for _, count in found)
+        assert "ended with status 0\n" in shell.command("run")
 
 
 def test_info_shows_start_info_again(shell: Machine) -> None:

@@ -15,6 +15,7 @@ from xenlite.abi.x86_32p import (
     SHARED_INFO_WC_NSEC,
     SHARED_INFO_WC_SEC,
     SHARED_INFO_WC_VERSION,
+    SIZEOF_VCPU_TIME_INFO,
     VCPU_INFO_TIME,
     VCPU_TIME_INFO_PAD0,
     VCPU_TIME_INFO_VERSION,
@@ -33,7 +34,7 @@ assert (VCPU_TIME_INFO_VERSION, VCPU_TIME_INFO_PAD0) == (0, 4)
 
 
 def publish_time(vcpu: Vcpu, source: TimeSource) -> None:
-    """Bring the vCPU's time words up to now."""
+    """Bring the vCPU's time words up to now, and the copy of them where it can be written."""
     memory = vcpu.domain.machine.memory
     at = vcpu.info_maddr + VCPU_INFO_TIME
     sample = source.sample()
@@ -44,6 +45,15 @@ def publish_time(vcpu: Vcpu, source: TimeSource) -> None:
     memory.m32[at >> 2] = version & 0xFFFFFFFF
     if memory.code[at >> PAGE_SHIFT]:
         memory.wrote(at >> PAGE_SHIFT)
+    if vcpu.time_area:
+        with suppress(Refused):
+            vcpu.domain.guest_memory.write(vcpu.time_area, read_time(vcpu))
+
+
+def read_time(vcpu: Vcpu) -> bytes:
+    """Return the vCPU's time words as they were published last."""
+    at = vcpu.info_maddr + VCPU_INFO_TIME
+    return vcpu.domain.machine.memory.read(at, SIZEOF_VCPU_TIME_INFO)
 
 
 def publish_wall_clock(domain: Domain) -> None:

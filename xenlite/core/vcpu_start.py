@@ -12,6 +12,7 @@ Source: public/arch-x86/xen.h, vcpu_guest_context.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
@@ -25,6 +26,7 @@ from xenlite.abi.x86_32p import (
     VGCF_i387_valid,
     VMASST_TYPE_architectural_iopl,
 )
+from xenlite.core import debug_registers
 from xenlite.core.descriptors import PER_PAGE, guest_selector
 from xenlite.core.hole import HOLE_START
 from xenlite.core.vcpu import Callback, TrapGate
@@ -119,6 +121,9 @@ def prepare(domain: Domain, vcpu: Vcpu, context: VcpuGuestContext) -> None:
         vcpu.failsafe_callback = Callback(cs, context.failsafe_callback_eip, masks_events)
     shown = bool(domain.assists & _ARCHITECTURAL_IOPL)
     vcpu.set_io_privilege(context.user_regs.eflags & EFLAGS_IOPL, shown=shown)
+    for number, value in enumerate(context.debugreg):
+        with suppress(Refused):  # as on Xen: what may not be set stays as it was
+            debug_registers.write(vcpu, number, value)
     vcpu.start = context
     vcpu.is_initialised = True
 

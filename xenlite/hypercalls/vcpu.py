@@ -19,6 +19,7 @@ from xenlite.abi.x86_32p import (
     SIZEOF_VCPU_GUEST_CONTEXT,
     SIZEOF_VCPU_INFO,
     SIZEOF_VCPU_REGISTER_RUNSTATE_MEMORY_AREA,
+    SIZEOF_VCPU_REGISTER_TIME_MEMORY_AREA,
     SIZEOF_VCPU_REGISTER_VCPU_INFO,
     SIZEOF_VCPU_SET_PERIODIC_TIMER,
     SIZEOF_VCPU_SET_SINGLESHOT_TIMER,
@@ -37,6 +38,8 @@ from xenlite.abi.x86_32p import (
     VCPUOP_is_up,
     VCPUOP_register_runstate_memory_area,
     VCPUOP_register_vcpu_info,
+    VCPUOP_register_vcpu_time_memory_area,
+    VCPUOP_send_nmi,
     VCPUOP_set_periodic_timer,
     VCPUOP_set_singleshot_timer,
     VCPUOP_stop_periodic_timer,
@@ -49,7 +52,7 @@ from xenlite.abi.x86_32p import (
 )
 from xenlite.core.paging import LEAST_WORK, Preempted
 from xenlite.core.scheduler import SLICE_NS
-from xenlite.core.timekeeping import publish_runstate
+from xenlite.core.timekeeping import publish_runstate, read_time
 from xenlite.core.timers import SHORTEST_PERIOD_NS
 from xenlite.core.vcpu import VcpuState
 from xenlite.core.vcpu_start import prepare
@@ -89,7 +92,9 @@ class VcpuCalls:
             VCPUOP_set_singleshot_timer: self._set_single,
             VCPUOP_stop_singleshot_timer: self._stop_single,
             VCPUOP_register_vcpu_info: self._register_info,
+            VCPUOP_send_nmi: self._send_nmi,
             VCPUOP_get_physid: self._get_physid,
+            VCPUOP_register_vcpu_time_memory_area: self._register_time,
         }
 
     def handlers(self) -> dict[int, Handler]:
@@ -168,6 +173,17 @@ class VcpuCalls:
     def _is_up(self, vcpu: Vcpu, _argument: int) -> int:
         return int(vcpu.state is not VcpuState.DOWN)
 
+    def _send_nmi(self, vcpu: Vcpu, argument: int) -> int:
+        """Have a vCPU enter its NMI handler, masked or asleep; lost where it has none."""
+        if argument:
+            raise Refused(EINVAL, "vcpu.nmi-argument", argument)
+        vcpu.nmi_pending = True
+        self._domain.events.end_poll(vcpu.id)
+        vcpu.wake()
+        if vcpu is self._domain.current:
+            self._domain.engine.stop()
+        return 0
+
     # -- what it tells ------------------------------------------------------------------------
 
     def _get_runstate(self, vcpu: Vcpu, argument: int) -> int:
@@ -182,6 +198,14 @@ class VcpuCalls:
             self._guest_memory.check_writable(area, len(state))
         vcpu.runstate.area = area
         publish_runstate(vcpu)
+        return 0
+
+    def _register_time(self, vcpu: Vcpu, argument: int) -> int:
+        copy = self._guest_memory.read(argument, SIZEOF_VCPU_REGISTER_TIME_MEMORY_AREA)
+        area = int.from_bytes(copy[:4], "little")
+        if area:
+            self._guest_memory.write(area, read_time(vcpu))
+        vcpu.time_area = area
         return 0
 
     def _get_physid(self, vcpu: Vcpu, argument: int) -> int:

@@ -478,3 +478,64 @@ def test_vcpu_info_of_one_that_is_down_can_be_moved_by_another() -> None:
         assert guest.reason == SHUTDOWN_poweroff, guest.crash
         assert guest.word("result") == 0
         assert vcpu_info_mfn(guest, 1) != vcpu_info_mfn(guest, 0)
+
+
+NMI = """
+    START_VCPU 1, worker, stack1_top
+again:
+    SCHED_OP yield
+    cmp dword ptr [ready], 1
+    jne again
+    VCPU_OP send_nmi, 1, 1
+    mov [result], eax
+    {send}
+spin:
+    SCHED_OP yield
+    jmp spin
+worker:
+    SET_TRAPS traps
+    mov byte ptr [shared_info + SIZEOF_VCPU_INFO + VCPU_INFO_EVTCHN_UPCALL_MASK], 1
+    mov dword ptr [ready], 1
+    {rest}
+    FINISH 6
+on_nmi:
+    KEEP_FRAME 3, 7
+.data
+ready: .long 0
+poll: .long 0, 0, 0, 0
+traps:
+    GATE 2, 4, on_nmi
+    GATES_END
+.text
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "mask"),
+    [("wait: jmp wait", 1), ("SCHED_OP block", 0), ("SCHED_OP poll, offset poll", 1)],
+)
+def test_an_nmi_enters_a_vcpu_that_masks_events_and_wakes_it(rest: str, mask: int) -> None:
+    source = NMI.replace("{rest}", rest).replace("{send}", "VCPU_OP send_nmi, 1")
+    with boot(smp(source), vcpus=2) as guest:
+        assert guest.reason == 7, guest.crash
+        assert guest.words("frame", 2)[1] == FLAT_RING1_CS | mask << 16
+        assert guest.word("result") == WORD - EINVAL
+
+
+def test_an_nmi_to_itself_comes_before_the_call_returns_and_is_lost_without_a_handler() -> None:
+    text = """
+        VCPU_OP send_nmi, 0
+        SET_TRAPS traps
+        VCPU_OP send_nmi, 0
+    behind:
+        FINISH 6
+    on_nmi:
+        KEEP_FRAME 3, 7
+    .data
+    traps:
+        GATE 2, 4, on_nmi
+        GATES_END
+    """
+    with boot(smp(text)) as guest:
+        assert guest.reason == 7, guest.crash
+        assert guest.word("frame") == guest.symbols["behind"]

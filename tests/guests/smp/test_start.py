@@ -73,6 +73,24 @@ def test_a_vcpu_starts_with_the_registers_of_its_context() -> None:
         assert guest.word("result") == 0x0100
 
 
+def test_a_vcpu_starts_with_the_debug_registers_that_it_may_have() -> None:
+    text = """
+        PREPARE_CONTEXT offset context1, worker, stack1_top
+        mov dword ptr [context1 + VCPU_GUEST_CONTEXT_DEBUGREG], 0xC0001000
+        mov dword ptr [context1 + VCPU_GUEST_CONTEXT_DEBUGREG + 4], 0xF5800000
+        mov dword ptr [context1 + VCPU_GUEST_CONTEXT_DEBUGREG + 28], 0x2001
+        VCPU_OP initialise, 1, offset context1
+        mov [result], eax
+        FINISH 7
+    worker:
+        int3
+    """
+    with boot(smp(text), vcpus=2) as guest:
+        assert (guest.reason, guest.word("result")) == (7, 0)
+        registers = guest.domain.vcpus[1].debug_registers
+        assert registers == [0xC0001000, 0, 0, 0, 0, 0, 0xFFFF0FF0, 0x400]
+
+
 HOSTILE = {
     "a foreign frame as cr3": (
         "mov dword ptr [edi + VCPU_GUEST_CONTEXT_CTRLREG + 12], 0x1000",

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run guestos in the test's own process, type at it, and look into it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from xenlite.cli.run import load
+from xenlite.errors import PeerError
+from xenlite.hypervisor import Hypervisor
+from xenlite.machine.clock import Clock, HostClock
+from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
+from xenlite.toolstack.lifecycle import Guest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOM = "guestos/dom.yaml"
+PROMPT = "guestos> "
+LIMIT_S = 20
+MIB = 1 << 20
+END_OF_TIME_NS = 1 << 62
+HOLE = 0xF5800000
+
+
+class Machine:
+    """One guestos, driven step by step."""
+
+    def __init__(self, *overrides: str, clock: Clock | None = None) -> None:
+        self.clock = clock or HostClock()
+        self.hypervisor = Hypervisor(64 * MIB, self.clock)
+        self.control = self.hypervisor.control()
+        self.output = ""
+        self.guest = Guest(load(ROOT / DOM, ["memory=8", *overrides]))
+        link = self.hypervisor.link(0)
+        self.domid = self.guest.start(
+            self.control, link, sink=self._hear, broken=self._broken
+        ).domid
+
+    def _hear(self, _domid: int, data: bytes) -> None:
+        self.output += data.decode("ascii").replace("\r\n", "\n")
+
+    def _broken(self, error: PeerError) -> None:
+        raise error
+
+    def wait_for(self, text: str) -> str:
+        """Run until the console shows ``text``; return what came before it, and forget both."""
+        self.run_until(lambda: text in self.output, f"{text!r} in {self.output!r}")
+        before, _, self.output = self.output.partition(text)
+        return before
+
+    def command(self, line: str) -> str:
+        """Type a line at the prompt; return what is shown up to the next prompt."""
+        self.type(line + "\r")
+        return self.wait_for(PROMPT)
+
+    def type(self, keys: str) -> None:
+        assert self.guest.console is not None
+        self.guest.console.feed(keys.encode())
+
+    def wait_for_end(self) -> int | None:
+        """Run until the domain has ended; return the reason."""
+        info = self.control.info
+        self.run_until(lambda: info(self.domid).shutdown_reason is not None, "an end")
+        assert self.guest.console is not None
+        self.guest.console.pump()
+        return info(self.domid).shutdown_reason
+
+    def entries(self) -> Iterator[tuple[int, int]]:
+        """Walk the tables that the guest runs on: (address, L1 entry) of every page below Xen."""
+        domain = self.hypervisor.domains[self.domid]
+        words = self.hypervisor.machine.memory.m64
+        assert domain.current.cr3_mfn is not None
+
+        def table(mfn: int, count: int) -> Iterator[tuple[int, int]]:
+            for slot in range(count):
+                entry = words[mfn * 512 + slot]
+                if entry & PTE_P:
+                    yield slot, entry
+
+        for i, l3e in table(domain.current.cr3_mfn, 4):
+            for j, l2e in table((l3e & PTE_ADDRESS) >> 12, 512):
+                if (i << 30 | j << 21) >= HOLE:
+                    break
+                for k, l1e in table((l2e & PTE_ADDRESS) >> 12, 512):
+                    yield i << 30 | j << 21 | k << 12, l1e
+
+    def run_until(self, until: Callable[[], bool], what: str) -> None:
+        is_real = isinstance(self.clock, HostClock)
+        deadline_ns = self.clock.monotonic_ns() + LIMIT_S * 10**9 if is_real else END_OF_TIME_NS
+        assert self.hypervisor.run(until, deadline_ns), f"waited in vain for {what}"
+
+    def close(self) -> None:
+        assert self.control.audit() == []
+        self.guest.stop()
+        self.hypervisor.close()
