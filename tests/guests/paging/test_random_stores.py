@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Random stores of every form, by a guest that plays with its own tables.
 
-Programs of a few hundred steps: map pages with and without a flush, pin and link them as tables,
-and store entries, good and bad, wherever that leads: plain pages, tables through the assist, faults.
-The machine is audited afterwards: a store that reached a table unvalidated shows as a wrong count.
+A program maps pages with and without a flush, pins and links them as tables, and stores entries,
+good and bad, wherever that leads: into plain pages, into tables through the assist, to faults. The
+machine is audited afterwards: a store that reached a table unvalidated shows as a wrong count.
 """
 
 from __future__ import annotations
