@@ -61,6 +61,7 @@ from xenlite.machine.trap import (
     TR,
     TSS_FLAGS,
 )
+from xenlite.machine.x86_32p import PTE_A, PTE_D, PTE_P, PTE_RW, PTE_US
 
 HOST_MB = 16
 FRESH_EVERY = 50  # streams on one domain, if it lives that long
@@ -71,6 +72,7 @@ HANG_S = 60.0
 _BUSY_TSS_FLAGS = TSS_FLAGS | 0x200
 _WORD = 0xFFFFFFFF
 
+_USER_PAGE = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
 _SELECTORS = 32  # descriptors in the GDT and the LDT
 _GUEST = f"""
 .text
@@ -86,6 +88,8 @@ _GUEST = f"""
     XEN set_callbacks
     REMAP offset gdt, PTE_RO_DATA
     REMAP offset ldt, PTE_RO_DATA
+    REMAP offset low_l1, PTE_RO_DATA
+    REMAP offset low_l2, PTE_RO_DATA
     mov eax, offset gdt - VIRT_BASE
     shr eax, 12
     mov edx, [p2m]
@@ -166,6 +170,10 @@ ldt_operation:
 gdt:
     .space 4096
 ldt:
+    .space 4096
+low_l1:
+    .space 4096
+low_l2:
     .space 4096
 stream:
     .space 8192
@@ -331,6 +339,7 @@ class Generator:
             self._store_to_code,
             self._stack,
             self._set_register,
+            self._virtual_8086,
         )
         piece = random.choice(makers)(random)
         while not random.randrange(5):
@@ -403,6 +412,18 @@ class Generator:
         if random.randrange(3):
             return frame + b"\xcf"
         return frame + b"\x50" + b"\xb8" + struct.pack("<I", 23) + b"\xcd\x82"
+
+    def _virtual_8086(self, random: Random) -> bytes:
+        """Return to virtual-8086 mode, where the engine lets ring 3 go, in the same two pages."""
+        frame = b"".join(self._push(random.randrange(0x300)) for _ in range(4))
+        frame += self._push(0x300) + self._push(random.choice((0x800, 0x1000, 0xFFFF, 2)))
+        frame += self._push(0x20002 | random.choice((0x200, 0x3200, 0x3000, 0x4200, 0x300)))
+        frame += self._push(0x100)
+        if not random.randrange(4):
+            return frame + self._push(random.randrange(2 * PAGE)) + b"\xcf"
+        # call next; next: pop edx; sub edx, where the code is; add edx, 12; push edx; iretd
+        here = b"\xe8\0\0\0\0\x5a\x81\xea" + struct.pack("<I", self.code)
+        return frame + here + b"\x83\xc2\x0c\x52\xcf"
 
     @staticmethod
     def _interrupt(random: Random) -> bytes:
@@ -486,9 +507,11 @@ class _Hostile(SmallDomain):
         self._code = self.symbols["stream"]
         self._code_mfns = (self.maddr(self._code) >> 12, self.maddr(self._code + PAGE) >> 12)
         self._fill(b"", 0)
+        self._write_low_tables()
         self.control.unpause(self.domid)
         self.turn(10_000)
         assert self.domain.shutdown_reason is None, hypervisor.crashes[self.domid]
+        self._map_low_tables()
         self.cpu = hypervisor._guests[self.domid].cpu
         regs = self.cpu.regs
         self._states = {1: bytearray(self.cpu.regs8)}
@@ -555,6 +578,21 @@ class _Hostile(SmallDomain):
             problems.append("a page-table write is still under way")
         if problems:
             raise Broken("; ".join(problems))
+
+    def _write_low_tables(self) -> None:
+        """Let virtual-8086 mode find the code at paragraph 0x100, and a stack at 0x300."""
+        pages = [self._code, self._code + PAGE, self.symbols["scratch"]]
+        entries = [0, *(self.maddr(page) | _USER_PAGE for page in pages)]
+        self.write(self.symbols["low_l1"], struct.pack("<4Q", *entries))
+        entry = self.maddr(self.symbols["low_l1"]) | _USER_PAGE
+        self.write(self.symbols["low_l2"], struct.pack("<Q", entry))
+
+    def _map_low_tables(self) -> None:
+        paging = self.domain.paging
+        l3_mfn = self.domain.current.cr3_mfn
+        assert l3_mfn is not None
+        paging.begin_work()
+        paging.set_l3(l3_mfn * 512, self.maddr(self.symbols["low_l2"]) | PTE_P)
 
     def _fixed_state(self) -> tuple[int, ...]:
         regs = self.cpu.regs

@@ -16,16 +16,19 @@ wait, and any other trap aborts.
 
 from __future__ import annotations
 
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import EINVAL, VMASST_TYPE_writable_pagetables
 from xenlite.core.hole import HOLE_START
 from xenlite.core.paging import L1, L2, L2XEN, LEAST_WORK
 from xenlite.errors import Refused
-from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
+from xenlite.machine.memory import PAGE_SHIFT
 from xenlite.machine.trap import EFLAGS, EFLAGS_TF, HFLAGS
 from xenlite.machine.x86_32p import (
     ENTRIES,
+    INDEX_MASK,
+    L2_SHIFT,
     PF_PRESENT,
     PF_USER,
     PF_WRITE,
@@ -46,6 +49,7 @@ _FAULT_BITS: Final = PF_PRESENT | PF_WRITE | PF_USER
 _SCRATCH: Final = PTE_P | PTE_RW | PTE_A | PTE_D | PTE_NX
 _INTEGER_STATE: Final = slice(0, 4 * HFLAGS)  # general registers, EIP and the flags
 _LOW: Final = 0xFFFFFFFF
+_ENTRY: Final = Struct("<Q")
 
 
 class PageWrites:
@@ -58,17 +62,24 @@ class PageWrites:
         self._engine = domain.engine
         self._memory = domain.machine.memory
         self._frames = domain.machine.frames
-        self._m8 = self._memory.m8
+        self._writable_bases = self._paging.writable_l1_bases
+        self._set_l1 = self._paging.set_l1
+        self._owner, self._kind = self._frames.owner, self._frames.kind
         self._m64 = self._memory.m64
+        self._regs = self._engine.regs
+        self._integers = self._engine.regs8[_INTEGER_STATE]
         # Xen emulates writes to L1s only; a validated L2 entry is no less safe.
         self._setters = {L1: self._paging.set_l1, L2: self._set_l2, L2XEN: self._set_l2}
         self._scratch: int | None = None
+        self._scratch_page = memoryview(b"")
+        self._scratch_entry = 0
         self.is_stepping = False
-        self.guest_steps = False  # the last store was made under the guest's own trap flag
+        self.guest_steps = False  # the store is made under the guest's own trap flag
         self._vaddr = 0
         self._slot = 0
         self._entry = 0
-        self._table = 0
+        self._table = -1
+        self._table_page = memoryview(b"")
         self._before = b""
         self._registers = b""
 
@@ -76,29 +87,32 @@ class PageWrites:
         """Start to emulate a kernel's store that faulted; False where it is not one of ours."""
         if not self._domain.assists & _ASSIST or error_code & _FAULT_BITS != _KERNEL_WRITE:
             return False
-        slot = self._paging.write_slot_of(vaddr)
-        if slot is None or vaddr >= HOLE_START:
-            return False
+        base = self._writable_bases.get(vaddr >> L2_SHIFT)
+        if base is None or vaddr >= HOLE_START:
+            slot = self._paging.write_slot_of(vaddr)
+            if slot is None or vaddr >= HOLE_START:
+                return False
+        else:
+            slot = base + (vaddr >> PAGE_SHIFT & INDEX_MASK)
         entry = self._m64[slot]
         table = (entry & PTE_ADDRESS) >> PAGE_SHIFT
-        if entry & (PTE_P | PTE_RW) != PTE_P or self._frames.owner[table] != self._domid:
+        if entry & (PTE_P | PTE_RW) != PTE_P or self._owner[table] != self._domid:
             return False
-        if self._frames.kind[table] not in self._setters:
+        if self._kind[table] not in self._setters:
             return False
-        scratch = self._scratch
-        if scratch is None:
-            try:
-                scratch = self._scratch = self._frames.allocate_xen()
-            except Refused:  # the machine is full: to the guest, a plain page fault
-                return False
-        start = table << PAGE_SHIFT
-        self._before = bytes(self._m8[start : start + PAGE_SIZE])
-        self._m8[scratch << PAGE_SHIFT : (scratch + 1) << PAGE_SHIFT] = self._before
-        self._vaddr, self._slot, self._entry, self._table = vaddr, slot, entry, table
-        self._registers = bytes(self._engine.regs8[_INTEGER_STATE])
+        if self._scratch is None and not self._allocate_scratch():
+            return False
+        if table != self._table:
+            self._table = table
+            self._table_page = self._page(table)
+        self._before = self._scratch_page[:] = self._table_page.tobytes()
+        self._vaddr, self._slot, self._entry = vaddr, slot, entry
+        self._registers = self._integers.tobytes()
         # No flush: the engine walks again when a cached entry lacks the right.
-        self._m64[slot] = (scratch << PAGE_SHIFT) | _SCRATCH
-        self._engine.regs[EFLAGS] |= EFLAGS_TF
+        self._m64[slot] = self._scratch_entry
+        flags = self._regs[EFLAGS]
+        self.guest_steps = flags & EFLAGS_TF != 0
+        self._regs[EFLAGS] = flags | EFLAGS_TF
         self.is_stepping = True
         return True
 
@@ -109,51 +123,63 @@ class PageWrites:
         the store is then a plain page fault of the guest's.
         """
         self._put_back()
-        scratch = self._scratch
-        assert scratch is not None
-        start = scratch << PAGE_SHIFT
-        after = bytes(self._m8[start : start + PAGE_SIZE])
-        old_flags = int.from_bytes(self._registers[4 * EFLAGS : 4 * EFLAGS + 4], "little")
-        self.guest_steps = bool(old_flags & EFLAGS_TF)
         if not self.guest_steps:
-            self._engine.regs[EFLAGS] &= ~EFLAGS_TF & _LOW
-        if after == self._before:
-            return True
+            self._regs[EFLAGS] &= ~EFLAGS_TF & _LOW
         try:
-            self._commit(after)
+            self._commit()
         except Refused:
-            self._engine.regs8[_INTEGER_STATE] = self._registers
+            self._integers[:] = self._registers
             return False
         return True
 
     def abort(self) -> None:
         """Put everything back as it was before the instruction."""
         self._put_back()
-        self._engine.regs8[_INTEGER_STATE] = self._registers
+        self._integers[:] = self._registers
 
     def release(self) -> None:
         """Give the scratch page back; the domain must not run again."""
+        for view in (self._scratch_page, self._table_page, self._integers):
+            view.release()
         if self._scratch is not None:
             self._frames.drop_allocation(self._scratch)
             self._scratch = None
+
+    def _allocate_scratch(self) -> bool:
+        """Get the scratch page; False where the machine is full: to the guest, a plain fault."""
+        try:
+            self._scratch = scratch = self._frames.allocate_xen()
+        except Refused:
+            return False
+        self._scratch_page = self._page(scratch)
+        self._scratch_entry = scratch << PAGE_SHIFT | _SCRATCH
+        return True
+
+    def _page(self, mfn: int) -> memoryview:
+        return self._memory.m8[mfn << PAGE_SHIFT : (mfn + 1) << PAGE_SHIFT]
 
     def _put_back(self) -> None:
         self._m64[self._slot] = self._entry
         self._engine.flush_page(self._vaddr)
         self.is_stepping = False
 
-    def _commit(self, after: bytes) -> None:
-        before = self._before
+    def _commit(self) -> None:
+        """Validate and set the one entry that the scratch page has changed."""
+        assert self._scratch is not None
+        m64, before, table = self._m64, self._before, self._table
         index = self._vaddr >> 3 & (ENTRIES - 1)
-        at = index * 8
-        if after[:at] != before[:at] or after[at + 8 :] != before[at + 8 :]:
+        changed = self._scratch * ENTRIES + index
+        (old,) = _ENTRY.unpack_from(before, index * _ENTRY.size)
+        new = m64[changed]
+        m64[changed] = old
+        if self._scratch_page.tobytes() != before:
             raise Refused(EINVAL, "paging.write-spans-entries", self._vaddr)
-        slot = self._table * ENTRIES + index
-        old = int.from_bytes(before[at : at + 8], "little")
-        new = int.from_bytes(after[at : at + 8], "little")
-        # The walker may have set bits in the real entry during the step.
-        new |= (self._m64[slot] ^ old) & (PTE_A | PTE_D)
-        set_entry = self._setters[self._frames.kind[self._table]]
+        slot = table * ENTRIES + index
+        now = m64[slot]
+        if now != old:  # the walker has set bits in the real entry during the step
+            new |= (now ^ old) & (PTE_A | PTE_D)
+        kind = self._kind[table]
+        set_entry = self._set_l1 if kind == L1 else self._setters[kind]
         try:
             set_entry(slot, new)
         except Refused:

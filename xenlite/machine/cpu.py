@@ -533,7 +533,7 @@ class Cpu:
         stubs = uc.native_stubs()
         assert stubs is not None
         default = uc.IntrCallback(traps.interrupt)
-        callbacks: dict[int, Any] = {VECTOR_DB: uc.IntrCallback(self._on_debug)}
+        callbacks: dict[int, Any] = {VECTOR_DB: uc.VectorCallback(self._on_debug)}
         for vector, handler in traps.vectors.items():
             assert vector != VECTOR_DB, "#DB serves IN and OUT first"
             callbacks[vector] = uc.VectorCallback(handler)
@@ -602,7 +602,7 @@ class Cpu:
                 regs[EAX] = result
                 self.trail.end(record, result)
         elif vector == VECTOR_DB:
-            self._on_debug(handle, vector, user)
+            self._on_debug()
         elif (handler := traps.vectors.get(vector)) is not None:
             handler()
         else:
@@ -642,10 +642,10 @@ class Cpu:
         if self._clock[0] < 0 or self._kicked[0]:
             self._emu_stop(self._handle)
 
-    def _on_debug(self, handle: int, vector: int, user: object) -> None:
+    def _on_debug(self) -> None:
         """Serve #DB: the end of a port access that ``_arm_io`` let through, or the guest's own."""
         if self._io is None:
-            self.traps.interrupt(handle, vector, user)
+            self.traps.interrupt(self._handle, VECTOR_DB, None)
             return
         try:
             port, size, direction, integers, debug = self._io

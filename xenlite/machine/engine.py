@@ -21,6 +21,7 @@ from functools import cache
 from struct import Struct
 from typing import Any, Final
 
+from xenlite.machine.short_blocks import shorten_blocks
 from xenlite.machine.trap import STATE_SIZE_BYTES
 from xenlite.machine.trap_stub import TRAP_STUB
 
@@ -142,6 +143,7 @@ class Library:
         _declare(self.free)
         _declare(self.gil)
         self.version: int = self.gil.uc_version(None, None)
+        self.has_short_blocks = shorten_blocks(path)
 
     def internal(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any] | None:
         """Find a function that the library exports by accident; None if it does not."""

@@ -83,6 +83,9 @@ class Capabilities:
     fast_eflags: bool
     """EFLAGS is evaluated by an inner function. Else: through the API."""
 
+    short_blocks: bool = True
+    """Translated blocks are too short to overflow. Else: no guest can be trusted; no fallback."""
+
     notes: tuple[str, ...] = ()
     """One line per fallback in use, for the log."""
 
@@ -94,6 +97,7 @@ _FALLBACKS: Final = {
     "page_flush": "no inner TLB flush: every flush empties the TLB through the API",
     "code_invalidate": "no invalidation by address: every one drops all translations",
     "fast_eflags": "no inner evaluation of EFLAGS: it is read through the API",
+    "short_blocks": "blocks can't be shortened here: a hostile guest can overwrite this process",
 }
 
 
@@ -120,6 +124,7 @@ def _probe(engine: Engine, memory: MachineMemory) -> dict[str, bool]:
         "page_flush": _flushes(engine, memory),
         "code_invalidate": _invalidates(engine, memory),
         "fast_eflags": _reads_eflags(engine),
+        "short_blocks": engine.library.has_short_blocks,
     }
 
 

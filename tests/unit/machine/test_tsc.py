@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from threading import Event
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +34,9 @@ class Oscillator:
 
     def wall_ns(self) -> int:
         return self.clock.wall_ns()
+
+    def wait(self, event: Event, timeout_ns: int | None) -> None:
+        self.clock.wait(event, timeout_ns)
 
     def tsc(self) -> int:
         return self.clock.monotonic_ns() * self.hertz // GIGA
