@@ -35,8 +35,8 @@ class Oscillator:
     def wall_ns(self) -> int:
         return self.clock.wall_ns()
 
-    def wait(self, event: Event, timeout_ns: int | None) -> None:
-        self.clock.wait(event, timeout_ns)
+    def wait(self, wake: Event, until_ns: int | None) -> None:
+        self.clock.wait(wake, until_ns)
 
     def tsc(self) -> int:
         return self.clock.monotonic_ns() * self.hertz // GIGA
