@@ -69,7 +69,7 @@ def test_a_second_vcpu_gets_no_context(guest: BootedGuest) -> None:
     control, new = guest.control, context(guest)
     domid = control.create_domain("two", max_pages=1, max_vcpus=2)
     assert_refused(
-        guest, "control.vcpu-not-current", lambda: control.set_vcpu_context(domid, 1, new)
+        guest, "control.no-such-vcpu", lambda: control.set_vcpu_context(domid, 1, new)
     )
     control.destroy_domain(domid)
 
@@ -77,7 +77,7 @@ def test_a_second_vcpu_gets_no_context(guest: BootedGuest) -> None:
 @pytest.mark.parametrize("vcpu", [-1, 1, 7])
 def test_only_a_vcpu_that_there_is_can_be_looked_at(guest: BootedGuest, vcpu: int) -> None:
     control = guest.control
-    assert_refused(guest, "control.vcpu-not-current", lambda: control.registers(guest.domid, vcpu))
+    assert_refused(guest, "control.no-such-vcpu", lambda: control.registers(guest.domid, vcpu))
 
 
 def test_a_domain_must_exist(guest: BootedGuest) -> None:
