@@ -9,6 +9,9 @@ Nothing of a backend ever runs inside a trap, and nothing of a guest outside ``_
 
 A domain that breaks a rule ends alone (``DomainCrash``); any other exception is ours, and stops
 everything. One thread runs all of this; other threads may call ``kick`` and ``defer``.
+
+A slice is as many blocks as lately took 2 ms, and a guest can turn to far slower ones. So a second
+thread looks on and kicks who stays for 10 ms; what was too long is taken off the turns to come.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from xenlite.machine.clock import Clock
 
 SLICE_NS: Final = 2_000_000
+_OVERTIME_NS: Final = 10_000_000
 _FIRST_SLICE_BLOCKS: Final = 100_000
 _MIN_SLICE_BLOCKS: Final = 1_000
 _MAX_SLICE_BLOCKS: Final = 10_000_000
@@ -52,13 +56,14 @@ _MAX_SLICE_BLOCKS: Final = 10_000_000
 class _Guest:
     """What the loop keeps of a domain that has a CPU."""
 
-    __slots__ = ("cpu", "domain", "parts", "slice_blocks")
+    __slots__ = ("cpu", "domain", "owed_ns", "parts", "slice_blocks")
 
     def __init__(self, domain: Domain, cpu: Cpu, parts: TrapParts) -> None:
         self.domain = domain
         self.cpu = cpu
         self.parts = parts
         self.slice_blocks = _FIRST_SLICE_BLOCKS
+        self.owed_ns = 0  # time that it has had beyond its turns
 
     def is_runnable(self) -> bool:
         """Tell whether the loop may enter this domain now."""
@@ -69,12 +74,12 @@ class _Guest:
             and domain.current.state is VcpuState.RUNNABLE
         )
 
-    def calibrate(self, spent_ns: int) -> None:
+    def calibrate(self, blocks: int, spent_ns: int) -> None:
         """Bring the next full slice to its length on this host: down at once, up by and by.
 
         A guest that turns from plain code to traps would else keep the others waiting for long.
         """
-        wanted = self.slice_blocks * SLICE_NS // max(spent_ns, 1)
+        wanted = blocks * SLICE_NS // max(spent_ns, 1)
         grown = self.slice_blocks * 5 // 4
         self.slice_blocks = max(_MIN_SLICE_BLOCKS, min(_MAX_SLICE_BLOCKS, wanted, grown))
 
@@ -103,6 +108,8 @@ class Hypervisor:
         self._work: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._running: Cpu | None = None
+        self._slices = 0  # begun so far
+        self._busy = threading.Event()  # clear while there is nobody to look at
         assemble(
             self.machine,
             self._m2p,
@@ -205,6 +212,27 @@ class Hypervisor:
 
         ``deadline_ns`` is on the machine's monotonic clock.
         """
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over,), daemon=True)
+        self._busy.set()
+        watch.start()
+        try:
+            return self._loop(until, deadline_ns)
+        finally:
+            over.set()
+            self._busy.set()
+            watch.join()
+
+    def _watch(self, over: threading.Event) -> None:
+        """Kick whoever still has the slice that it had when we looked last."""
+        seen = 0
+        while self._busy.wait() and not over.wait(_OVERTIME_NS / 1e9):
+            running = self._running
+            if running is not None and seen == self._slices:
+                running.kick()
+            seen = self._slices
+
+    def _loop(self, until: Callable[[], bool], deadline_ns: int | None) -> bool:
         clock = self.machine.clock
         while True:
             self._wake.clear()
@@ -218,19 +246,25 @@ class Hypervisor:
             if guest is not None:
                 self._run_slice(guest)
             elif not self._work:
+                self._busy.clear()
                 self._wake.wait(None if left_ns is None else left_ns / 1e9)
+                self._busy.set()
 
     def _run_deferred(self) -> None:
         for _ in range(len(self._work)):
             self._work.popleft()()
 
     def _next_guest(self) -> _Guest | None:
+        debtor = None
         for _ in range(len(self._turns)):
             guest = self._guests[self._turns[0]]
             self._turns.rotate(-1)
             if guest.is_runnable():
-                return guest
-        return None
+                if guest.owed_ns <= 0:
+                    return guest
+                guest.owed_ns -= SLICE_NS
+                debtor = debtor or guest
+        return debtor
 
     def _run_slice(self, guest: _Guest) -> None:
         domain, cpu = guest.domain, guest.cpu
@@ -243,11 +277,14 @@ class Hypervisor:
             guest.parts.bounce.reload_selectors()
             if 0 < self.machine.memory.m16[domain.current.upcall_index] < 0x100:
                 guest.parts.bounce.upcall()
+            self._slices += 1
             self._running = cpu
             started = clock.monotonic_ns()
             cpu.enter(guest.slice_blocks)
-            if not cpu.blocks_left:
-                guest.calibrate(clock.monotonic_ns() - started)
+            spent_ns = clock.monotonic_ns() - started
+            if not cpu.blocks_left or spent_ns >= _OVERTIME_NS:
+                guest.calibrate(guest.slice_blocks - cpu.blocks_left, spent_ns)
+                guest.owed_ns += max(spent_ns - _OVERTIME_NS // 2, 0)
             if domain.shutdown_reason == SHUTDOWN_crash:
                 raise DomainCrash("sched.guest-crashed", "the guest says so itself")
         except DomainCrash as crash:
