@@ -69,7 +69,7 @@ OPERATIONS: Final = (
     Operation("divide_error", "#DE, handler skips the division", 1200, None, 1300),
     Operation("int80_native_iret", "ring 3 to ring 1 and back by iretd", 800, 5, 500),
     Operation("int80_hypercall_iret", "ring 3 to ring 1 and back by HYPERVISOR_iret", 1400, 5, 900),
-    Operation("stack_switch", "stack_switch", 500, None, 400),
+    Operation("stack_switch", "stack_switch, two stacks by turns", 500, None, 400),
     Operation("new_baseptr", "mmuext_op of one NEW_BASEPTR, two by turns", 4000, None, 8300),
     Operation("console_io_64", "console_io of 64 bytes", 1500, None, 77_000),
 )
