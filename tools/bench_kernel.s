@@ -287,9 +287,11 @@ run_null_hypercall:
     AGAIN
 
 run_stack_switch:
+    mov edi, STACK_TOP
     LOOP
+    xor edi, 64
     mov ebx, FLAT_KERNEL_SS
-    mov ecx, STACK_TOP
+    mov ecx, edi
     CHECKED stack_switch
     AGAIN
 

@@ -282,8 +282,9 @@ class Hypervisor:
             if self._slice_timer is not None:
                 self._slice_timer.begin(cpu)
             cpu.enter(blocks)
-            if not cpu.blocks_left:
-                guest.calibrate(blocks, clock.monotonic_ns() - started_ns)
+            spent_ns = clock.monotonic_ns() - started_ns
+            if not cpu.blocks_left or spent_ns > SLICE_NS:
+                guest.calibrate(blocks - cpu.blocks_left, spent_ns)
             if domain.shutdown_reason == SHUTDOWN_crash:
                 raise DomainCrash("sched.guest-crashed", "the guest says so itself")
         except DomainCrash as crash:

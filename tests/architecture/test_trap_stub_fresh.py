@@ -6,6 +6,11 @@ from __future__ import annotations
 import re
 
 from tools.gen_stub import SOURCE, TARGET, render
+from xenlite.abi.x86_32p import (
+    SIZEOF_VCPU_INFO,
+    VCPU_INFO_EVTCHN_UPCALL_MASK,
+    VCPU_INFO_EVTCHN_UPCALL_PENDING,
+)
 from xenlite.machine import trap
 from xenlite.machine.engine import TrapTable
 from xenlite.machine.trap_stub import TRAP_STUB
@@ -48,6 +53,9 @@ def test_offsets_of_the_state() -> None:
 
 def test_masks_of_flags() -> None:
     found = equates()
+    assert found["SIZEOF_INFO"] == SIZEOF_VCPU_INFO
+    assert VCPU_INFO_EVTCHN_UPCALL_PENDING == 0
+    assert VCPU_INFO_EVTCHN_UPCALL_MASK == 1
     entry = trap.EFLAGS_TF | trap.EFLAGS_NT | trap.EFLAGS_RF | trap.EFLAGS_VM
     assert found["CLEARED_ON_ENTRY"] == entry
     assert found["PUSHED"] == 0x3FFFFF & ~(trap.EFLAGS_IF | trap.EFLAGS_IOPL)

@@ -13,6 +13,8 @@ After each store of a guest: no table has changed under it. Otherwise the checks
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from struct import Struct
 from typing import TYPE_CHECKING
@@ -272,6 +274,26 @@ class RingWorld(World):
         self.hypervisor.close()
 
 
+@contextmanager
+def _small_budget(domain: Domain, budget: int) -> Iterator[None]:
+    """Let each hypercall do only so much before it restarts; 0 for the usual budget."""
+    paging = domain.paging
+
+    def begin_work() -> None:
+        if not domain.in_multicall:
+            paging.work_left = budget
+
+    if not budget:
+        yield
+        return
+    paging.work_left = 0
+    paging.begin_work = begin_work  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del paging.begin_work  # the method shows again
+
+
 class RingFuzz(Fuzz):
     """The fuzz of direct paging out of ring 1, with every other hypercall in between."""
 
@@ -292,8 +314,11 @@ class RingFuzz(Fuzz):
         assert isinstance(guest, RingGuest)
         # Of one update, and with no place for the count that might be a bad one.
         is_whole = number == HYPERVISOR_mmu_update and arguments[1] <= 1 and not arguments[2]
-        before = self._state() if is_whole and not guest.domain.paging.kept else None
-        result = guest.execute(_CALL, number, *(argument & 0xFFFFFFFF for argument in arguments))
+        is_whole = is_whole and not guest.domain.paging.kept and not self._budget
+        before = self._state() if is_whole else None
+        with _small_budget(guest.domain, self._budget):
+            words = [argument & 0xFFFFFFFF for argument in arguments]
+            result = guest.execute(_CALL, number, *words)
         guest.settle()
         signed = result - (1 << 32) if result >= 0xFFFFF000 else 0
         if signed < 0 and before is not None and self._state() != before:

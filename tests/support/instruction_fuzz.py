@@ -268,7 +268,7 @@ class Generator:
         places += [after + PAGE * page for page in range(8)]
         places += [0xF5800000, 0xFC000000, 0xFC00E000, 0xFC00F000, 0xFC010000, 0xFC400000]
         self._places = tuple(places)
-        self._stacks = (symbols["kernel_stack_top"], symbols["user_stack_top"])
+        self.stacks = {1: symbols["kernel_stack_top"], 3: symbols["user_stack_top"]}
 
     def stream(self, seed: int, number: int) -> Stream:
         """Make one; the same for the same numbers."""
@@ -279,7 +279,7 @@ class Generator:
         offset = random.choice((0, PAGE - random.randrange(size + 1), 2 * PAGE - size))
         registers = [self._word(random) for _ in range(8)]
         if random.randrange(8):
-            registers[4] = self._stacks[ring == 3] - 4 * random.randrange(4, 64)
+            registers[4] = self.stacks[ring] - 4 * random.randrange(4, 64)
         eflags = random.getrandbits(22) & 0x40CD5 | 0x202
         if not random.randrange(6):
             eflags |= random.choice((0x100, 0x4000, 0x10000, 0x4100))

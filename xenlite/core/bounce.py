@@ -324,7 +324,7 @@ class Bounce:
         segments = _NO_SEGMENTS if is_same_ring else vcpu.entries.get(gate.cs)
         if place is None or segments is None or vcpu.iopl:
             return
-        region, index, entry, maddr, mfn = place
+        region, index, entry, maddr, _ = place
         l1 = self._paging.writable_l1_bases.get(region)
         if l1 is None or self._m64[l1 + index] != entry:
             return
@@ -337,7 +337,6 @@ class Bounce:
             entry_maddr=(l1 + index) * _ENTRY_SIZE,
             entry=entry,
             frame_maddr=maddr,
-            written_mfn=mfn,
             target=gate.address,
             esp=esp,
             hflags=segments.hflags,
@@ -570,12 +569,12 @@ class Bounce:
                 entry_maddr=(l1 + index) * _ENTRY_SIZE,
                 entry=entry,
                 frame_maddr=maddr,
-                written_mfn=mask_at >> 12,
                 target=HYPERVISOR_iret,
                 esp=top,
                 hflags=bits,
                 cs_and_ss=state,
                 selectors=(cs, ss, *data),
+                cr2_maddr=vcpu.info_maddr + VCPU_INFO_ARCH_CR2,
             )
             open_back(way)
             return REGISTERS_SET

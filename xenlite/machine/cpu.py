@@ -160,7 +160,11 @@ class Cpu:
         self._asked: memoryview | None = None
         self._upcall_maddr: int | None = None
         self.trail = Trail(self._table)
-        has_ways = self._has_trap_stub and self.capabilities.fast_eflags
+        has_ways = (
+            self._has_trap_stub
+            and self.capabilities.fast_eflags
+            and self.capabilities.code_invalidate
+        )
         self.ways = Ways(self._table, memory if has_ways else None)
         self._map_state()
         self._bind_fast_calls()
@@ -169,6 +173,7 @@ class Cpu:
         self._set_clock()
         self._set_hooks()
         memory.attach(self)
+        self._table.memory, self._table.slot = memory.host_address, self.slot
 
     def close(self) -> None:
         """Free the engine; ``regs`` is gone with it."""
@@ -405,6 +410,7 @@ class Cpu:
             )
             assert drop is not None
             self._invalidate = partial(drop, self._handle)
+            self._table.invalidate = library.address("tb_invalidate_phys_range_x86_64")
 
         self.read_eflags: Callable[[], int] = self._read_eflags_by_register
         if caps.fast_eflags:

@@ -390,6 +390,9 @@ class TrapTable(ctypes.Structure):
         ("nothing_pending", c_uint32),
         ("read_eflags", c_void_p),
         ("clock", c_void_p),
+        ("invalidate", c_void_p),
+        ("memory", c_void_p),
+        ("slot", c_uint64),
         ("ways", c_void_p * (1 + 2 * 256)),  # the one back; in by vector, from ring 3 and ring 1
     )
 
@@ -399,4 +402,4 @@ class TrapTable(ctypes.Structure):
 
 
 assert TrapTable.trail_next.offset == 0x858
-assert TrapTable.ways.offset == 0x878
+assert TrapTable.ways.offset == 0x890

@@ -39,8 +39,11 @@
 .equ CALL_VECTOR, 0x860
 .equ READ_EFLAGS, 0x868         # takes STATE
 .equ CLOCK, 0x870               # address of what the block stub reads, engine.BlockClock
-.equ RETURN, 0x878              # address of the open way back, or 0
-.equ GATES, 0x880               # addresses of open ways in by vector, or 0: from ring 3, from ring 1
+.equ INVALIDATE, 0x878          # takes the engine and two addresses of the machine
+.equ MEMORY, 0x880              # address of the machine's memory
+.equ SLOT, 0x888                # the engine's mark on frames that it may have translated
+.equ RETURN, 0x890              # address of the open way back, or 0
+.equ GATES, 0x898               # addresses of open ways in by vector, or 0: from ring 3, from ring 1
 .equ GATES_OF_RING_1, 256
 
 .equ CLOCK_STOP, 8              # in CLOCK, after the budget: the function that ends a run
@@ -49,7 +52,7 @@
 .equ WAY_ENTRY_AT, 0            # address of the page-table entry of the frame
 .equ WAY_ENTRY, 8               # what it must be
 .equ WAY_FRAME, 16              # address of the frame
-.equ WAY_CODE, 24               # address of a byte that must be 0: nobody translated what we write
+.equ WAY_CODE, 24               # in: address of the frame's mark, 0 where nobody has translated it
 .equ WAY_TARGET, 32             # in: the handler; back: the number of the call
 .equ WAY_ESP, 36                # back: what it must be; in: with the frame on it, its page in ring 1
 .equ WAY_HFLAGS, 40             # privilege and widths
@@ -61,10 +64,12 @@
 .equ WAY_ES, 108
 .equ WAY_FS, 112
 .equ WAY_GS, 116
-.equ WAY_INFO_CODE, 120         # in: as WAY_CODE, for the page with the mask byte
+.equ WAY_INFO_CODE, 120         # the same of the page with the mask byte
 .equ WAY_CR2, 128               # address of the guest's word for the address of a page fault
 .equ WAY_SIZE, 136              # bytes of the frame
 .equ WAY_LIMIT, 140             # addresses of page faults from here on are Python's
+
+.equ SIZEOF_INFO, 64            # vcpu_info, which begins with the pending and the mask byte
 
 .equ IS_SOFTWARE, 1             # kinds
 .equ IS_PAGE_FAULT, 2
@@ -267,12 +272,21 @@ check_frame:
     mov rax, [rcx]
     cmp rax, [r13 + WAY_ENTRY]
     jne by_vector
+    mov edx, [rbx + SLOT]       # what others may have translated is Python's
     mov rcx, [r13 + WAY_CODE]
-    cmp byte ptr [rcx], 0
+    movzx eax, byte ptr [rcx]
+    test eax, eax
+    je check_info
+    cmp eax, edx
     jne by_vector
+check_info:
     mov rcx, [r13 + WAY_INFO_CODE]
-    cmp byte ptr [rcx], 0
+    movzx eax, byte ptr [rcx]
+    test eax, eax
+    je check_flags
+    cmp eax, edx
     jne by_vector
+check_flags:
     mov r15d, esi
     push r8
     push r9
@@ -287,6 +301,7 @@ check_frame:
     jmp by_vector
 
 way_in:
+    mov r15, r9
     mov r10d, [r13 + WAY_KIND]
     and eax, PUSHED
     mov rdx, [rbx + UPCALL_WORD]
@@ -326,11 +341,33 @@ push_frame:
     mov eax, [r13 + WAY_TARGET]
     mov [r12 + R_EIP], eax
     test r10d, IS_SAME_RING
-    jne after
+    jne forget_frame
     mov [r9 + 12], ecx
     mov eax, [r12 + R_SS]
     mov [r9 + 16], eax
-load_segments:                  # r13 = the way
+    call load_segments_of_way
+forget_frame:                   # what was translated of what has been written
+    mov rcx, [r13 + WAY_CODE]
+    cmp byte ptr [rcx], 0
+    je forget_info
+    mov rdi, r14
+    mov rsi, r15
+    sub rsi, [rbx + MEMORY]
+    mov edx, [r13 + WAY_SIZE]
+    add rdx, rsi
+    call qword ptr [rbx + INVALIDATE]
+forget_info:
+    mov rcx, [r13 + WAY_INFO_CODE]
+    cmp byte ptr [rcx], 0
+    je after
+    mov rdi, r14
+    mov rsi, [rbx + UPCALL_WORD]
+    sub rsi, [rbx + MEMORY]
+    lea rdx, [rsi + SIZEOF_INFO]
+    call qword ptr [rbx + INVALIDATE]
+    jmp after
+
+load_segments_of_way:
     mov eax, [r12 + R_HFLAGS]
     and eax, NOT_SEGMENTS
     or eax, [r13 + WAY_HFLAGS]
@@ -341,7 +378,7 @@ load_segments:                  # r13 = the way
     movups [r12 + R_CS], xmm0
     movups [r12 + R_CS + 16], xmm1
     movups [r12 + R_CS + 32], xmm2
-    jmp after
+    ret
 
 maybe_back:                     # rax = the way; the arguments of CALL are in their registers
     cmp edi, [rax + WAY_TARGET]
@@ -357,9 +394,13 @@ maybe_back:                     # rax = the way; the arguments of CALL are in th
     mov r10, [r10]
     cmp r10, [rax + WAY_ENTRY]
     jne ask_python
-    mov r10, [rax + WAY_CODE]
-    cmp byte ptr [r10], 0
+    mov r10, [rax + WAY_INFO_CODE]
+    movzx r10d, byte ptr [r10]
+    test r10d, r10d
+    je check_frame_back
+    cmp r10d, [rbx + SLOT]
     jne ask_python
+check_frame_back:
     mov r11, [rax + WAY_FRAME]  # eax, eip, cs, eflags, esp, ss
     movzx r10d, word ptr [r11 + 8]
     cmp r10d, [rax + WAY_CS]
@@ -401,4 +442,5 @@ maybe_back:                     # rax = the way; the arguments of CALL are in th
     and eax, KEPT_IN_WORD
     or eax, ALWAYS_SET
     mov [r12 + R_EFLAGS], eax
-    jmp load_segments
+    call load_segments_of_way
+    jmp forget_info

@@ -2,10 +2,10 @@
 """Remember ways into a guest's kernel and back that the trap stub may repeat by itself.
 
 A way is opened by whoever has just gone it with every check, and holds what was found then. The
-stub goes it again only while the page-table entry of the frame is the same, nobody has translated
-what is written, and flags and selectors are as plain as they were. Everything else that was found
-is kept by a rule: whoever changes it calls ``close`` (a table above the L1, CR3, a descriptor, the
-kernel's stack, a handler, an assist, the virtual IOPL, the vCPU).
+stub goes it again only while the page-table entry of the frame is the same, no other engine has
+translated what is written, and flags and selectors are as plain as they were. The rest of what was
+found is kept by a rule: whoever changes it calls ``close`` (a table above the L1, CR3, a
+descriptor, the kernel's stack, a handler, an assist, the virtual IOPL, the vCPU).
 """
 
 from __future__ import annotations
@@ -44,22 +44,20 @@ class Way(NamedTuple):
     """One way, in or back; addresses are the machine's.
 
     In from ring 1, ``frame_maddr`` is that of the stack's page and ``esp`` the page's number.
-    ``written_mfn`` is the frame that is written: of the stack, or of the mask byte. ``selectors``
-    are CS and SS of the frame and DS, ES, FS, GS in the registers, of a way back.
+    ``selectors`` are CS and SS of the frame and DS, ES, FS, GS in the registers, of a way back.
     """
 
     entry_maddr: int
     entry: int
     frame_maddr: int
-    written_mfn: int
     target: int  # the handler, or the number of the call
     esp: int  # after the frame is pushed, or before it is popped
     hflags: int
     cs_and_ss: bytes
     selectors: tuple[int, int, int, int, int, int]
+    cr2_maddr: int  # of the guest's word for the address of a page fault, by the mask byte
     # Of a way in:
     kind: int = 0
-    cr2_maddr: int = 0  # of the guest's word for the address of a page fault
     size: int = 0  # of the frame, in bytes
     limit: int = 0  # addresses of page faults from here on are not for this way
 
@@ -107,7 +105,7 @@ class Ways:
             host + way.entry_maddr,
             way.entry,
             host + way.frame_maddr,
-            self._code + way.written_mfn,
+            self._code + (way.frame_maddr >> PAGE_SHIFT),
             way.target,
             way.esp,
             way.hflags,

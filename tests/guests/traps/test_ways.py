@@ -8,20 +8,29 @@ on. Frames, stacks and masks must agree trap by trap.
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Callable
+
 import pytest
 
-from tests.support.guest import boot, traps
-from xenlite.abi.x86_32p import HYPERVISOR_VIRT_START, TI_FAULT_ADDRESS, TI_MASK_EVENTS
+from tests.support.guest import BootedGuest, boot, made, traps
+from xenlite.abi.x86_32p import (
+    HYPERVISOR_VIRT_START,
+    SIZEOF_VCPU_INFO,
+    TI_FAULT_ADDRESS,
+    TI_MASK_EVENTS,
+)
 from xenlite.core.bounce import Bounce
+from xenlite.machine.cpu import Cpu
 from xenlite.machine.ways import Ways
 
 CALLS = 12
+NX = 1 << 31  # in the upper word of an entry
 WORDS = 8  # of a record: eip, cs, eflags, esp, ss, the kernel's esp, mask, which handler
 # From here on the builder maps nothing: these pages never were executable, as stacks should be.
 FRESH_PFN = 1024
 
 SETUP = """
-.equ NX, 1 << 31
 # Map a fresh page of the domain at an address.
 .macro FRESH vaddr, pfn, flags=PTE_RW_DATA, upper=NX
     mov ebx, offset \\vaddr
@@ -267,11 +276,16 @@ FAULT_CHANGES = {
 }
 
 
-def calls(change: str, program: str) -> list[list[int]]:
+def calls(
+    change: str, program: str, *, nx: int = NX, prepare: Callable[[BootedGuest], None] | None = None
+) -> list[list[int]]:
     """Run the guest; return what its kernel saw at each call."""
     source = KERNEL.replace("\\change", change).replace("\\program", program) + TABLES
-    defines = {"FRESH_PFN": FRESH_PFN, "CALLS": CALLS, "WORDS": WORDS}
-    with boot(source, memory_mb=8, defines=defines) as guest:
+    defines = {"FRESH_PFN": FRESH_PFN, "CALLS": CALLS, "WORDS": WORDS, "NX": nx}
+    with made(source, memory_mb=8, defines=defines) as guest:
+        if prepare is not None:
+            prepare(guest)
+        assert guest.run()
         assert guest.reason == 1, guest.crash
         words = guest.words("records", CALLS * WORDS)
         return [words[n : n + WORDS] for n in range(0, len(words), WORDS)]
@@ -288,7 +302,17 @@ def test_calls_are_the_same_without_python(
     assert with_ways == calls(CHANGES[change], PROGRAMS[program])
 
 
-def test_most_calls_do_not_reach_python(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("change", CHANGES)
+def test_calls_are_the_same_where_everything_is_executable(
+    change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_ways = calls(CHANGES[change], "", nx=0)
+    monkeypatch.setattr(Ways, "_open_at", lambda *_: None)
+    assert with_ways == calls(CHANGES[change], "", nx=0)
+
+
+@pytest.mark.parametrize("nx", [NX, 0])
+def test_most_calls_do_not_reach_python(nx: int, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[int] = []
     real = Bounce.software_interrupt
 
@@ -297,8 +321,30 @@ def test_most_calls_do_not_reach_python(monkeypatch: pytest.MonkeyPatch) -> None
         real(self, vector)
 
     monkeypatch.setattr(Bounce, "software_interrupt", software_interrupt)
-    calls("", "")
+    calls("", "", nx=nx)
     assert served.count(0x80) == 1
+
+
+def test_translations_of_what_is_written_are_forgotten() -> None:
+    forgotten: list[tuple[int, int]] = []
+    infos: list[int] = []
+
+    def invalidate(_engine: int, begin: int, end: int) -> None:
+        forgotten.append((begin, end))
+
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, *(ctypes.c_uint64,) * 2)(invalidate)
+
+    def prepare(guest: BootedGuest) -> None:
+        cpu = guest.domain.engine
+        assert isinstance(cpu, Cpu)
+        cpu._table.invalidate = ctypes.cast(callback, ctypes.c_void_p).value
+        infos.append(guest.domain.current.info_maddr)
+
+    calls("", "", nx=0, prepare=prepare)
+    frames = {(begin & 0xFFF, end - begin) for begin, end in forgotten if begin != infos[0]}
+    assert frames == {(4096 - 20, 20)}
+    assert (infos[0], infos[0] + SIZEOF_VCPU_INFO) in forgotten
+    assert len(forgotten) >= 3 * (CALLS - 2)  # a frame and twice the mask's page
 
 
 def test_a_stack_that_becomes_read_only_ends_the_domain() -> None:
@@ -312,7 +358,7 @@ def test_a_stack_that_becomes_read_only_ends_the_domain() -> None:
         FRESH kernel_stack, FRESH_PFN, PTE_RO_DATA
         add esp, 16"""
     source = KERNEL.replace("\\change", change).replace("\\program", "") + TABLES
-    defines = {"FRESH_PFN": FRESH_PFN, "CALLS": CALLS, "WORDS": WORDS}
+    defines = {"FRESH_PFN": FRESH_PFN, "CALLS": CALLS, "WORDS": WORDS, "NX": NX}
     with boot(source, memory_mb=8, defines=defines) as guest:
         assert guest.crash_rule == "traps.no-frame"
         assert guest.word("records", WORDS * (CALLS // 2)) == 0
@@ -333,7 +379,7 @@ def faults(instruction: str, change: str, ring: int, flags: int) -> list[list[in
     source = source.replace("    SET_TRAPS traps\n", f"{assists}    SET_TRAPS traps\n")
     defines = {
         "FRESH_PFN": FRESH_PFN, "CALLS": CALLS, "FAULT_WORDS": FAULT_WORDS, "RING": ring,
-        "TARGET": target, "PREFIX": errors, "WORDS": FAULT_WORDS,
+        "TARGET": target, "PREFIX": errors, "WORDS": FAULT_WORDS, "NX": NX,
     }  # fmt: skip
     with boot(source + tables, memory_mb=8, defines=defines) as guest:
         assert guest.reason == 1, guest.crash
