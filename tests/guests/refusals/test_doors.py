@@ -69,7 +69,7 @@ def test_a_second_vcpu_gets_no_context(guest: BootedGuest) -> None:
     control, new = guest.control, context(guest)
     domid = control.create_domain("two", max_pages=1, max_vcpus=2)
     assert_refused(
-        guest, "control.no-such-vcpu", lambda: control.set_vcpu_context(domid, 1, new)
+        guest, "control.vcpu-not-current", lambda: control.set_vcpu_context(domid, 1, new)
     )
     control.destroy_domain(domid)
 
