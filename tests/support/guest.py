@@ -20,7 +20,7 @@ from pathlib import Path
 
 from xenlite.control import ControlDoor
 from xenlite.core.domain import Domain
-from xenlite.devkit.assembler import assemble_fragment
+from xenlite.devkit.assembler import Fragment, assemble_fragment
 from xenlite.doors import CrashRecord, Refusal
 from xenlite.hypervisor import Hypervisor
 from xenlite.toolstack.builder import BuiltDomain, build
@@ -243,6 +243,23 @@ class BootedGuest:
         return self.hypervisor.run(until or (lambda: self.reason is not None), deadline)
 
 
+def image_of(fragment: Fragment) -> KernelImage:
+    """Describe an assembled fragment, which begins at its entry, to the builder."""
+    size = len(fragment.code)
+    return KernelImage(
+        segments=(Segment(ORIGIN, memoryview(fragment.code), size),),
+        entry=ORIGIN,
+        virt_base=VIRT_BASE,
+        start=ORIGIN,
+        end=ORIGIN + size,
+        hypercall_page=None,
+        extended_cr3=False,
+        guest_os="test",
+        guest_version="",
+        features=frozenset(),
+    )
+
+
 @contextmanager
 def made(
     source: str, *, memory_mb: int = 4, host_mb: int = 32, defines: dict[str, int] | None = None
@@ -250,19 +267,7 @@ def made(
     """Build the domain and unpause it, but leave running it to the caller."""
     text = PRELUDE + (source if "start:" in source else START + source)
     fragment = assemble_fragment(text, ORIGIN, {"VIRT_BASE": VIRT_BASE, **(defines or {})})
-    end = ORIGIN + len(fragment.code)
-    image = KernelImage(
-        segments=(Segment(ORIGIN, memoryview(fragment.code), len(fragment.code)),),
-        entry=ORIGIN,
-        virt_base=VIRT_BASE,
-        start=ORIGIN,
-        end=end,
-        hypercall_page=None,
-        extended_cr3=False,
-        guest_os="test",
-        guest_version="",
-        features=frozenset(),
-    )
+    image = image_of(fragment)
     config = DomainConfig("guest", Path("guest"), "guest", memory_mb, memory_mb)
     hypervisor = Hypervisor(host_mb * MEGABYTE)
     try:
