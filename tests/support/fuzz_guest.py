@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from zlib import crc32
 
-from tests.support.guest import ORIGIN, PRELUDE, START, VIRT_BASE
+from tests.support.guest import ORIGIN, PRELUDE, START, VIRT_BASE, image_of
 from xenlite.devkit.assembler import assemble_fragment
 from xenlite.hypervisor import Hypervisor
 from xenlite.toolstack.builder import BuiltDomain, build
 from xenlite.toolstack.domain_config import DomainConfig
-from xenlite.toolstack.image import KernelImage, Segment
+from xenlite.toolstack.image import KernelImage
 
 PAGE = 4096
 _MEMORY_MB = 4
@@ -49,18 +49,7 @@ class Program:
 def program(source: str) -> Program:
     """Assemble a kernel that begins with ``tests.support.guest.START``."""
     fragment = assemble_fragment(PRELUDE + START + source, ORIGIN, {"VIRT_BASE": VIRT_BASE})
-    image = KernelImage(
-        segments=(Segment(ORIGIN, memoryview(fragment.code), len(fragment.code)),),
-        entry=ORIGIN,
-        virt_base=VIRT_BASE,
-        start=ORIGIN,
-        end=ORIGIN + len(fragment.code),
-        hypercall_page=None,
-        extended_cr3=False,
-        guest_os="test",
-        guest_version="",
-        features=frozenset(),
-    )
+    image = image_of(fragment)
     return Program(image, dict(fragment.symbols))
 
 

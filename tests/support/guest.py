@@ -20,7 +20,7 @@ from pathlib import Path
 
 from xenlite.control import ControlDoor
 from xenlite.core.domain import Domain
-from xenlite.devkit.assembler import assemble_fragment
+from xenlite.devkit.assembler import Fragment, assemble_fragment
 from xenlite.doors import CrashRecord, Refusal
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine.clock import Clock
@@ -244,6 +244,23 @@ class BootedGuest:
         return self.hypervisor.run(until or (lambda: self.reason is not None), deadline)
 
 
+def image_of(fragment: Fragment) -> KernelImage:
+    """Describe an assembled fragment, which begins at its entry, to the builder."""
+    size = len(fragment.code)
+    return KernelImage(
+        segments=(Segment(ORIGIN, memoryview(fragment.code), size),),
+        entry=ORIGIN,
+        virt_base=VIRT_BASE,
+        start=ORIGIN,
+        end=ORIGIN + size,
+        hypercall_page=None,
+        extended_cr3=False,
+        guest_os="test",
+        guest_version="",
+        features=frozenset(),
+    )
+
+
 def add_guest(
     hypervisor: Hypervisor,
     source: str,
@@ -257,22 +274,9 @@ def add_guest(
     """Build the domain, still paused, into a hypervisor that is there; ``undo`` destroys it."""
     text = PRELUDE + (source if "start:" in source else START + source)
     fragment = assemble_fragment(text, ORIGIN, {"VIRT_BASE": VIRT_BASE, **(defines or {})})
-    end = ORIGIN + len(fragment.code)
-    image = KernelImage(
-        segments=(Segment(ORIGIN, memoryview(fragment.code), len(fragment.code)),),
-        entry=ORIGIN,
-        virt_base=VIRT_BASE,
-        start=ORIGIN,
-        end=end,
-        hypercall_page=None,
-        extended_cr3=False,
-        guest_os="test",
-        guest_version="",
-        features=frozenset(),
-    )
     config = DomainConfig(name, Path(name), name, memory_mb, memory_mb, vcpus=vcpus, maxvcpus=vcpus)
     control = hypervisor.control()
-    built = build(control, config, image, b"", undo)
+    built = build(control, config, image_of(fragment), b"", undo)
     return BootedGuest(hypervisor, control, built, dict(fragment.symbols))
 
 

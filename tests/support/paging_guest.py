@@ -19,13 +19,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.guest import ORIGIN, PRELUDE, VIRT_BASE, BootedGuest
+from tests.support.guest import ORIGIN, PRELUDE, VIRT_BASE, BootedGuest, image_of
 from xenlite.devkit.assembler import assemble_fragment
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine.cpu import Mode
 from xenlite.toolstack.builder import build
 from xenlite.toolstack.domain_config import DomainConfig
-from xenlite.toolstack.image import KernelImage, Segment
 
 MEGABYTE = 1 << 20
 PAGE = 4096
@@ -249,18 +248,7 @@ class Lab:
         fragment = assemble_fragment(
             PRELUDE + MACROS + source + END, ORIGIN, {"VIRT_BASE": VIRT_BASE}
         )
-        image = KernelImage(
-            segments=(Segment(ORIGIN, memoryview(fragment.code), len(fragment.code)),),
-            entry=ORIGIN,
-            virt_base=VIRT_BASE,
-            start=ORIGIN,
-            end=ORIGIN + len(fragment.code),
-            hypercall_page=None,
-            extended_cr3=False,
-            guest_os="test",
-            guest_version="",
-            features=frozenset(),
-        )
+        image = image_of(fragment)
         config = DomainConfig("guest", Path("guest"), "guest", memory_mb, maxmem_mb or memory_mb)
         undo = ExitStack()
         built = build(self.control, config, image, b"", undo)

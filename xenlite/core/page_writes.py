@@ -68,6 +68,7 @@ class PageWrites:
         self._m64 = self._memory.m64
         self._regs = self._engine.regs
         self._integers = self._engine.regs8[_INTEGER_STATE]
+        self._flush_page = self._engine.flush_page
         # Xen emulates writes to L1s only; a validated L2 entry is no less safe.
         self._setters = {L1: self._paging.set_l1, L2: self._set_l2, L2XEN: self._set_l2}
         self._scratch: int | None = None
@@ -122,7 +123,9 @@ class PageWrites:
         Returns False, with the registers as before the instruction, where a change is refused:
         the store is then a plain page fault of the guest's.
         """
-        self._put_back()
+        self._m64[self._slot] = self._entry
+        self._flush_page(self._vaddr)
+        self.is_stepping = False
         if not self.guest_steps:
             self._regs[EFLAGS] &= ~EFLAGS_TF & _LOW
         try:
@@ -134,7 +137,9 @@ class PageWrites:
 
     def abort(self) -> None:
         """Put everything back as it was before the instruction."""
-        self._put_back()
+        self._m64[self._slot] = self._entry
+        self._flush_page(self._vaddr)
+        self.is_stepping = False
         self._integers[:] = self._registers
 
     def release(self) -> None:
@@ -158,25 +163,22 @@ class PageWrites:
     def _page(self, mfn: int) -> memoryview:
         return self._memory.m8[mfn << PAGE_SHIFT : (mfn + 1) << PAGE_SHIFT]
 
-    def _put_back(self) -> None:
-        self._m64[self._slot] = self._entry
-        self._engine.flush_page(self._vaddr)
-        self.is_stepping = False
-
     def _commit(self) -> None:
         """Validate and set the one entry that the scratch page has changed."""
         assert self._scratch is not None
         m64, before, table = self._m64, self._before, self._table
         index = self._vaddr >> 3 & (ENTRIES - 1)
         changed = self._scratch * ENTRIES + index
-        (old,) = _ENTRY.unpack_from(before, index * _ENTRY.size)
-        new = m64[changed]
+        slot = table * ENTRIES + index
+        old, new = m64[slot], m64[changed]
         m64[changed] = old
         if self._scratch_page.tobytes() != before:
-            raise Refused(EINVAL, "paging.write-spans-entries", self._vaddr)
-        slot = table * ENTRIES + index
-        now = m64[slot]
-        if now != old:  # the walker has set bits in the real entry during the step
+            # Either more was written, or the walker has set bits in the real entry meanwhile.
+            now = old
+            (old,) = _ENTRY.unpack_from(before, index * _ENTRY.size)
+            m64[changed] = old
+            if self._scratch_page.tobytes() != before:
+                raise Refused(EINVAL, "paging.write-spans-entries", self._vaddr)
             new |= (now ^ old) & (PTE_A | PTE_D)
         kind = self._kind[table]
         set_entry = self._set_l1 if kind == L1 else self._setters[kind]
