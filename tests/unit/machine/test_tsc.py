@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +34,9 @@ class Oscillator:
 
     def wall_ns(self) -> int:
         return self.clock.wall_ns()
+
+    def wait(self, wake: threading.Event, until_ns: int | None) -> None:
+        self.clock.wait(wake, until_ns)
 
     def tsc(self) -> int:
         return self.clock.monotonic_ns() * self.hertz // GIGA
