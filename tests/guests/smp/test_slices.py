@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Slices that end anywhere: between a store to a page table and its check, or in a list of calls."""
+"""Slices that end anywhere: between a store to a page table and its check, in a list of calls."""
 
 from __future__ import annotations
 
