@@ -258,8 +258,9 @@ class Lab:
             features=frozenset(),
         )
         config = DomainConfig("guest", Path("guest"), "guest", memory_mb, maxmem_mb or memory_mb)
-        built = build(self.control, config, image, b"", self._undo)
-        guest = BootedGuest(self.hypervisor, self.control, built, dict(fragment.symbols))
+        own = self._undo.enter_context(ExitStack())
+        built = build(self.control, config, image, b"", own)
+        guest = BootedGuest(self.hypervisor, self.control, built, dict(fragment.symbols), own)
         self._guests[built.domid] = guest
         self.control.unpause(built.domid)
         return guest
