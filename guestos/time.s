@@ -9,8 +9,8 @@
 #   system_time + ((rdtsc - tsc_timestamp) << tsc_shift) * tsc_to_system_mul / 2^32
 #
 # Both timers, the periodic and the single one, raise the same virtual interrupt, VIRQ_TIMER:
-# whoever waits for a moment looks at the clock. The periodic one does not wake a kernel that sleeps,
-# which has nobody to give turns to.
+# whoever waits for a moment looks at the clock. The periodic one does not wake a kernel that
+# sleeps, which has nobody to give turns to.
 
 .equ NS_PER_S, 1000000000
 .equ NS_PER_MS, 1000000

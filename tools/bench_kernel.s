@@ -38,11 +38,21 @@
 .equ USER_STACK_TOP, WORK + 6 * PAGE_SIZE
 .equ OTHER_L3, WORK + 6 * PAGE_SIZE
 .equ OTHER_L2, WORK + 7 * PAGE_SIZE
+.equ SHARED, WORK + 8 * PAGE_SIZE   # shared_info
 .equ MAPPED_PAGES, 8
 .equ TARGETS, WORK + 16 * PAGE_SIZE # 32 pages whose entries are rewritten
 .equ ABSENT, WORK + 64 * PAGE_SIZE  # nothing, except for a moment
 .equ USER_CODE, WORK + 80 * PAGE_SIZE
 .equ L1_WINDOW, WORK + 96 * PAGE_SIZE
+
+# Events: nobody touches DATA beside them.
+.equ PENDING, SHARED + SHARED_INFO_EVTCHN_PENDING
+.equ UPCALL_PENDING, SHARED + SHARED_INFO_VCPU_INFO + VCPU_INFO_EVTCHN_UPCALL_PENDING
+.equ UPCALL_MASK, SHARED + SHARED_INFO_VCPU_INFO + VCPU_INFO_EVTCHN_UPCALL_MASK
+.equ SELECTOR, SHARED + SHARED_INFO_VCPU_INFO + VCPU_INFO_EVTCHN_PENDING_SEL
+.equ PORT, DATA                     # as EVTCHNOP_send wants it
+.equ CAME, DATA + 4                 # how many upcalls came that nobody has waited for
+.equ JOINED_PORT, 3                 # the toolstack's: ports 1 and 2 are the store and the console
 
 .equ BATCH, 32                      # entries of a long list
 .equ LINE_SIZE, 64                  # bytes of one console_io
@@ -609,6 +619,168 @@ user_loop:
     int LEAVE_VECTOR
 .section .text
 
+# -- events and turns --------------------------------------------------------------------------
+
+# Map shared_info, let only the port in eax through, and take its upcalls; events stay masked.
+open_events:
+    push eax
+    mov ecx, [start_info]
+    mov ecx, [ecx + START_INFO_SHARED_INFO]
+    or ecx, RW
+    mov edx, NX
+    mov ebx, SHARED
+    mov esi, UVMF_INVLPG | UVMF_LOCAL
+    CHECKED update_va_mapping
+    pop eax
+    mov byte ptr [UPCALL_MASK], 1
+    mov [PORT], eax
+    mov ecx, eax
+    mov eax, 1
+    shl eax, cl
+    not eax
+    mov [SHARED + SHARED_INFO_EVTCHN_MASK], eax
+    mov dword ptr [PENDING], 0
+    mov dword ptr [SELECTOR], 0
+    mov byte ptr [UPCALL_PENDING], 0
+    mov ebx, FLAT_KERNEL_CS
+    mov ecx, offset take_event
+    mov edx, FLAT_KERNEL_CS
+    mov esi, offset failed
+    CHECKED set_callbacks
+    mov ebx, VCPUOP_stop_periodic_timer
+    xor ecx, ecx
+    CHECKED vcpu_op
+    ret
+
+# The upcall: forget what is pending, count.
+take_event:
+    mov byte ptr [UPCALL_PENDING], 0
+    mov dword ptr [SELECTOR], 0
+    mov dword ptr [PENDING], 0
+    inc dword ptr [CAME]
+    HYPERCALL_IRET
+
+send_event:
+    mov ebx, EVTCHNOP_send
+    mov ecx, PORT
+    CHECKED event_channel_op
+    ret
+
+# Block until an upcall has come; events are masked outside of the block, or one might slip by.
+await_event:
+    mov byte ptr [UPCALL_MASK], 1
+    cmp dword ptr [CAME], 0
+    jne await_came
+    mov ebx, SCHEDOP_block
+    xor ecx, ecx
+    CHECKED sched_op
+    jmp await_event
+await_came:
+    mov dword ptr [CAME], 0
+    ret
+
+prepare_event_self:
+    mov dword ptr [request + EVTCHN_BIND_IPI_VCPU], 0
+    mov ebx, EVTCHNOP_bind_ipi
+    mov ecx, offset request
+    CHECKED event_channel_op
+    mov eax, [request + EVTCHN_BIND_IPI_PORT]
+    jmp open_events
+run_event_self:
+    LOOP
+    mov ebx, EVTCHNOP_send
+    mov ecx, PORT
+    CHECKED event_channel_op
+    mov byte ptr [UPCALL_PENDING], 0
+    mov dword ptr [SELECTOR], 0
+    mov dword ptr [PENDING], 0
+    AGAIN
+run_event_self_upcall:
+    mov byte ptr [UPCALL_MASK], 0
+    LOOP
+    mov ebx, EVTCHNOP_send
+    mov ecx, PORT
+    CHECKED event_channel_op
+    dec dword ptr [CAME]
+    jnz failed
+    AGAIN
+
+# There and back: this domain sends first, and "event_echo DOMID" is the other one.
+prepare_event_round_trip:
+    mov eax, JOINED_PORT
+    call open_events
+    jmp await_event                 # until the echo is there
+run_event_round_trip:
+    LOOP
+    call send_event
+    call await_event
+    AGAIN
+prepare_event_echo:
+    mov eax, [count]
+    mov [request + EVTCHN_BIND_INTERDOMAIN_REMOTE_DOM], ax
+    mov dword ptr [request + EVTCHN_BIND_INTERDOMAIN_REMOTE_PORT], JOINED_PORT
+    mov ebx, EVTCHNOP_bind_interdomain
+    mov ecx, offset request
+    CHECKED event_channel_op
+    mov eax, [request + EVTCHN_BIND_INTERDOMAIN_LOCAL_PORT]
+    call open_events
+echo_next:
+    call send_event
+    call await_event
+    jmp echo_next
+
+# A timer that is due at once: what sleeping costs, without the sleep.
+prepare_block_timer:
+    mov dword ptr [request + EVTCHN_BIND_VIRQ_VIRQ], VIRQ_TIMER
+    mov dword ptr [request + EVTCHN_BIND_VIRQ_VCPU], 0
+    mov ebx, EVTCHNOP_bind_virq
+    mov ecx, offset request
+    CHECKED event_channel_op
+    mov eax, [request + EVTCHN_BIND_VIRQ_PORT]
+    jmp open_events
+run_block_timer:
+    LOOP
+    mov ebx, 1
+    xor ecx, ecx
+    CHECKED set_timer_op
+    call await_event
+    AGAIN
+
+run_yield:
+    LOOP
+    mov ebx, SCHEDOP_yield
+    xor ecx, ecx
+    CHECKED sched_op
+    AGAIN
+
+# A second vCPU, which does nothing but yield to the first.
+prepare_vcpu_switch:
+    mov edi, DATA
+    mov dword ptr [edi + VCPU_GUEST_CONTEXT_FLAGS], VGCF_in_kernel
+    mov dword ptr [edi + VCPU_GUEST_CONTEXT_USER_REGS_EIP], offset other_vcpu
+    mov dword ptr [edi + VCPU_GUEST_CONTEXT_USER_REGS_ESP], USER_STACK_TOP
+    mov dword ptr [edi + VCPU_GUEST_CONTEXT_USER_REGS_CS], FLAT_KERNEL_CS
+    mov dword ptr [edi + VCPU_GUEST_CONTEXT_USER_REGS_SS], FLAT_KERNEL_SS
+    mov dword ptr [edi + VCPU_GUEST_CONTEXT_USER_REGS_DS], FLAT_KERNEL_DS
+    mov dword ptr [edi + VCPU_GUEST_CONTEXT_USER_REGS_ES], FLAT_KERNEL_DS
+    mov dword ptr [edi + VCPU_GUEST_CONTEXT_KERNEL_SS], FLAT_KERNEL_SS
+    mov dword ptr [edi + VCPU_GUEST_CONTEXT_KERNEL_SP], USER_STACK_TOP
+    mov eax, cr3
+    mov [edi + VCPU_GUEST_CONTEXT_CTRLREG + 3 * 4], eax
+    mov ebx, VCPUOP_initialise
+    mov ecx, 1
+    mov edx, DATA
+    CHECKED vcpu_op
+    mov ebx, VCPUOP_up
+    mov ecx, 1
+    CHECKED vcpu_op
+    ret
+other_vcpu:
+    mov ebx, SCHEDOP_yield
+    xor ecx, ecx
+    CHECKED sched_op
+    jmp other_vcpu
+
 # -- the processor -----------------------------------------------------------------------------
 
 run_cpu_register:
@@ -676,10 +848,18 @@ operations:
     OPERATION stack_switch, prepare_nothing, run_stack_switch
     OPERATION new_baseptr, prepare_new_baseptr, run_new_baseptr
     OPERATION console_io_64, prepare_console_io, run_console_io
+    OPERATION event_self, prepare_event_self, run_event_self
+    OPERATION event_self_upcall, prepare_event_self, run_event_self_upcall
+    OPERATION event_round_trip, prepare_event_round_trip, run_event_round_trip
+    OPERATION block_timer, prepare_block_timer, run_block_timer
+    OPERATION yield, prepare_nothing, run_yield
+    OPERATION vcpu_switch, prepare_vcpu_switch, run_yield
     OPERATION cpu_register, prepare_nothing, run_cpu_register
     OPERATION cpu_load, prepare_nothing, run_cpu_load
     OPERATION cpu_store, prepare_nothing, run_cpu_store
     OPERATION cpu_call, prepare_nothing, run_cpu_call
+partners:                           # those that another operation needs
+    OPERATION event_echo, prepare_event_echo, failed
     .long 0
 
 traps_skip:
@@ -701,7 +881,7 @@ traps_int80_hypercall:
     END_OF_TRAPS
 
 .p2align 3
-request:
+request:                            # of the largest structure that is passed here
     .space SIZEOF_MMU_UPDATE
 start_info:
     .space 4

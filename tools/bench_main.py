@@ -72,6 +72,12 @@ OPERATIONS: Final = (
     Operation("stack_switch", "stack_switch, two stacks by turns", 500, None, 400),
     Operation("new_baseptr", "mmuext_op of one NEW_BASEPTR, two by turns", 4000, None, 8300),
     Operation("console_io_64", "console_io of 64 bytes", 1500, None, 77_000),
+    Operation("event_self", "an IPI to itself, masked", 900, None, 1600),
+    Operation("event_self_upcall", "the same, taken, HYPERVISOR_iret", 2500, 10, None),
+    Operation("event_round_trip", "to another domain and back, both block", 60_000, 30, None),
+    Operation("block_timer", "set_timer_op for the past, block, upcall", 30_000, None, None),
+    Operation("yield", "sched_op yield, nobody else there", 20_000, 25, 3900),
+    Operation("vcpu_switch", "one vCPU yields to another, per switch", 60_000, None, None, 2),
 )
 PROCESSOR: Final = {
     "cpu_register": ("add eax, edx; dec; jnz", 3),

@@ -31,6 +31,9 @@ from xenlite.toolstack.lifecycle import Guest
 
 KERNEL: Final = Path(__file__).with_name("bench_kernel.s")
 MEMORY_MIB: Final = 8
+PARTNERS: Final = {"event_round_trip": "event_echo"}
+"""Operations that need a second domain, and what that one does."""
+VCPUS: Final = {"vcpu_switch": 2}
 _MARK: Final = b"."
 _MARKS_PER_ROUND: Final = 3
 _ENDED: Final = (RunState.SHUTDOWN, RunState.CRASHED)
@@ -88,7 +91,7 @@ class TimedGuest:
     def __init__(self, hypervisor: Hypervisor, operation: str, count: int) -> None:
         self._hypervisor = hypervisor
         self._control = hypervisor.control()
-        self._operation = operation
+        self.operation = operation
         self._count = count
         self._stamps: list[int] = []
         config = DomainConfig(
@@ -98,6 +101,8 @@ class TimedGuest:
             memory_mib=MEMORY_MIB,
             maxmem_mib=MEMORY_MIB,
             cmdline=f"{operation} {count}",
+            vcpus=VCPUS.get(operation, 1),
+            maxvcpus=VCPUS.get(operation, 1),
         )
         self._guest = Guest(config)
         built = self._guest.start(
@@ -105,6 +110,11 @@ class TimedGuest:
         )
         self.domid = built.domid
         self._control.pause(self.domid)
+        self._partner: TimedGuest | None = None
+        if operation in PARTNERS:
+            partner = TimedGuest(hypervisor, PARTNERS[operation], self.domid)
+            self._control.alloc_unbound(self.domid, partner.domid)
+            self._partner = partner
 
     def wrote(self, text: bytes) -> None:
         """Take what the guest writes by console_io: a mark, or the operation that is timed."""
@@ -114,20 +124,30 @@ class TimedGuest:
     def measure(self) -> float:
         """Let the guest run for a round; return ns per operation."""
         self._stamps.clear()
-        self._control.unpause(self.domid)
-        self._hypervisor.run(lambda: len(self._stamps) >= _MARKS_PER_ROUND or self._has_ended())
-        self._control.pause(self.domid)
-        if self._has_ended():
-            record = self._control.crash_record(self.domid)
-            assert record is not None, "the kernel ends by a crash only"
-            raise RuntimeError(f"{self._operation}: {record.rule}: {record.detail}")
+        guests = [self] if self._partner is None else [self, self._partner]
+        for guest in guests:
+            self._control.unpause(guest.domid)
+        self._hypervisor.run(
+            lambda: (
+                len(self._stamps) >= _MARKS_PER_ROUND or any(guest.has_ended() for guest in guests)
+            )
+        )
+        for guest in guests:
+            self._control.pause(guest.domid)
+            if guest.has_ended():
+                record = self._control.crash_record(guest.domid)
+                assert record is not None, "the kernel ends by a crash only"
+                raise RuntimeError(f"{guest.operation}: {record.rule}: {record.detail}")
         return times_of_round(self._stamps, self._count)
 
     def close(self) -> None:
-        """Destroy the domain."""
+        """Destroy the domain, and its partner."""
         self._guest.stop()
+        if self._partner is not None:
+            self._partner.close()
 
-    def _has_ended(self) -> bool:
+    def has_ended(self) -> bool:
+        """Tell whether the domain has shut down or crashed."""
         return self._control.info(self.domid).state in _ENDED
 
 

@@ -191,12 +191,14 @@ class BootedGuest:
         control: ControlDoor,
         built: BuiltDomain,
         symbols: dict[str, int],
+        undo: ExitStack,
     ) -> None:
         self.hypervisor = hypervisor
         self.control = control
         self.built = built
         self.domid = built.domid
         self.symbols = symbols
+        self._undo = undo
         self.console = b""
         self.refusals: list[Refusal] = []
 
@@ -238,6 +240,10 @@ class BootedGuest:
         """Read words behind a label."""
         return [self.word(label, index) for index in range(count)]
 
+    def destroy(self) -> None:
+        """Take it apart, before its time."""
+        self._undo.close()
+
     def run(self, seconds: float = 10.0, until: Callable[[], bool] | None = None) -> bool:
         """Run until the domain ends, or something else holds; False where time is up first."""
         deadline = self.hypervisor.machine.clock.monotonic_ns() + int(seconds * 1e9)
@@ -276,8 +282,9 @@ def add_guest(
     fragment = assemble_fragment(text, ORIGIN, {"VIRT_BASE": VIRT_BASE, **(defines or {})})
     config = DomainConfig(name, Path(name), name, memory_mb, memory_mb, vcpus=vcpus, maxvcpus=vcpus)
     control = hypervisor.control()
-    built = build(control, config, image_of(fragment), b"", undo)
-    return BootedGuest(hypervisor, control, built, dict(fragment.symbols))
+    own = undo.enter_context(ExitStack())
+    built = build(control, config, image_of(fragment), b"", own)
+    return BootedGuest(hypervisor, control, built, dict(fragment.symbols), own)
 
 
 @contextmanager

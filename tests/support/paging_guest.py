@@ -253,7 +253,7 @@ class Lab:
         undo = ExitStack()
         built = build(self.control, config, image, b"", undo)
         self._undo[built.domid] = undo
-        guest = BootedGuest(self.hypervisor, self.control, built, dict(fragment.symbols))
+        guest = BootedGuest(self.hypervisor, self.control, built, dict(fragment.symbols), undo)
         self._guests[built.domid] = guest
         self.control.unpause(built.domid)
         return guest

@@ -177,3 +177,90 @@ def test_a_storm_of_a_million_events_ends_and_a_neighbour_lives() -> None:
         assert sleeper.run(seconds=20.0)
         assert storm.run(seconds=60.0)
         assert (storm.reason, sleeper.reason) == (7, 7)
+
+
+PEERS = """
+    MAP_SHARED_INFO
+    mov ebx, FLAT_RING1_CS
+    mov ecx, offset on_event
+    mov edx, FLAT_RING1_CS
+    mov esi, offset shutdown
+    XEN set_callbacks
+    {join}
+    jmp joined
+on_event:
+    mov byte ptr [shared_info + VCPU_INFO_EVTCHN_UPCALL_PENDING], 0
+    mov dword ptr [shared_info + VCPU_INFO_EVTCHN_PENDING_SEL], 0
+    mov dword ptr [shared_info + SHARED_INFO_EVTCHN_PENDING], 0
+    inc dword ptr [rounds]
+    push eax
+    XEN iret
+joined:
+    mov byte ptr [shared_info + VCPU_INFO_EVTCHN_UPCALL_MASK], 1
+    mov ebx, EVTCHNOP_send
+    mov ecx, offset port
+    XEN event_channel_op
+    mov ebx, SCHEDOP_block
+    xor ecx, ecx
+    XEN sched_op
+    cmp dword ptr [rounds], {rounds}
+    jb joined
+    mov ebx, EVTCHNOP_send
+    mov ecx, offset port
+    XEN event_channel_op
+    FINISH 7
+.data
+rounds: .long 0
+port: .long 1
+.text
+"""
+OFFER = """
+    mov ebx, EVTCHNOP_alloc_unbound
+    mov ecx, offset offer
+    XEN event_channel_op
+    mov eax, [offer + 4]
+    mov [port], eax
+.data
+offer: .word DOMID_SELF, 2
+    .long 0
+.text
+"""
+ACCEPT = """
+try:
+    mov ebx, EVTCHNOP_bind_interdomain
+    mov ecx, offset accept
+    XEN event_channel_op
+    test eax, eax
+    jz bound
+    mov ebx, SCHEDOP_yield
+    xor ecx, ecx
+    XEN sched_op
+    jmp try
+bound:
+    mov eax, [accept + 8]
+    mov [port], eax
+.data
+accept: .word 1, 0
+    .long 3, 0
+.text
+"""
+
+
+def peers(join: str, rounds: int) -> str:
+    return PEERS.replace("{join}", join).replace("{rounds}", str(rounds))
+
+
+def test_two_domains_wake_each_other_and_no_wake_is_lost() -> None:
+    with several([peers(OFFER, 2000), peers(ACCEPT, 2000)]) as (one, other):
+        assert one.run(seconds=30.0, until=lambda: None not in (one.reason, other.reason))
+        assert (one.reason, other.reason) == (7, 7), (one.crash, other.crash)
+
+
+def test_a_domain_whose_peer_is_destroyed_sleeps_on() -> None:
+    endless = 1 << 30
+    with several([peers(OFFER, endless), peers(ACCEPT, endless)]) as (one, other):
+        assert one.run(until=lambda: one.word("rounds") > 20)
+        other.destroy()
+        assert not one.run(seconds=0.05)
+        assert one.control.info(one.domid).state is RunState.BLOCKED
+        assert one.control.audit() == []

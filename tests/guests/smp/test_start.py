@@ -431,3 +431,148 @@ def test_a_place_for_vcpu_info_that_is_none(offset: int, vcpu: int, expected: in
     """
     with boot(smp(text), vcpus=2) as guest:
         assert guest.word("result") == expected % WORD
+
+
+# Page tables of the vCPU's own: forty tables to validate, more than one call may.
+LONG = """
+    .equ TABLES, 40
+    mov ebp, [esi + START_INFO_PT_BASE]
+    MAP_SHARED_INFO
+    mov eax, [ebp + 24]
+    shr eax, 12
+    mov eax, [HYPERVISOR_VIRT_START_PAE + eax * 4]
+    shl eax, 12
+    lea esi, [eax + VIRT_BASE]
+    mov edi, offset top_l2
+    mov ecx, 1024
+    cld
+    rep movsd
+    mov eax, offset top_l2
+    call entry_of
+    mov [new_l3 + 24], eax
+    mov eax, offset low_l2
+    call entry_of
+    mov [new_l3], eax
+    xor edi, edi
+fill:
+    mov eax, edi
+    shl eax, 12
+    add eax, offset tables
+    call entry_of
+    or eax, _PAGE_RW | _PAGE_USER | _PAGE_ACCESSED | _PAGE_DIRTY
+    mov [low_l2 + edi * 8], eax
+    inc edi
+    cmp edi, TABLES
+    jne fill
+    mov dword ptr [tables + (TABLES - 1) * 4096], {last}
+    mov edi, offset new_l3
+protect:
+    REMAP edi, PTE_RO_DATA
+    test eax, eax
+    jnz failed
+    add edi, 4096
+    cmp edi, offset tables + TABLES * 4096
+    jne protect
+    PREPARE_CONTEXT offset context1, worker, stack1_top
+    mov eax, offset new_l3
+    call entry_of
+    and eax, 0xFFFFF000
+    mov [edi + VCPU_GUEST_CONTEXT_CTRLREG + 12], eax
+    VCPU_OP initialise, 1, offset context1
+    mov [result], eax
+    test eax, eax
+    jnz refused
+    VCPU_OP up, 1
+wait:
+    jmp wait
+refused:
+    FINISH 5
+worker:
+    mov eax, cr3
+    mov ecx, [context1 + VCPU_GUEST_CONTEXT_CTRLREG + 12]
+    cmp eax, ecx
+    jne failed
+    FINISH 7
+# The frame of the page at eax, present.
+entry_of:
+    sub eax, VIRT_BASE
+    shr eax, 12
+    mov ecx, [p2m]
+    mov eax, [ecx + eax * 4]
+    shl eax, 12
+    or eax, _PAGE_PRESENT
+    ret
+.bss
+.p2align 12
+new_l3: .space 4096
+top_l2: .space 4096
+low_l2: .space 4096
+tables: .space TABLES * 4096
+.text
+"""
+
+
+@pytest.mark.parametrize(("last", "reason", "expected"), [("0", 7, 0), ("0x1001", 5, -EINVAL)])
+def test_long_validation_restarts_and_keeps_or_returns_all(
+    last: str, reason: int, expected: int
+) -> None:
+    with boot(SMP + START + LONG.replace("{last}", last), vcpus=2) as guest:
+        assert guest.reason == reason, guest.crash
+        assert guest.word("result") == expected % WORD
+
+
+def test_a_vcpu_starts_with_the_ldt_of_its_context() -> None:
+    text = """
+        mov dword ptr [ldt + 8], 0x0000FFFF
+        mov dword ptr [ldt + 12], 0x00CFB300
+        REMAP offset ldt, PTE_RO_DATA
+        PREPARE_CONTEXT offset context1, worker, stack1_top
+        mov dword ptr [edi + VCPU_GUEST_CONTEXT_LDT_BASE], offset ldt
+        mov dword ptr [edi + VCPU_GUEST_CONTEXT_LDT_ENTS], 2
+        mov word ptr [edi + VCPU_GUEST_CONTEXT_USER_REGS_GS], 13
+        VCPU_OP initialise, 1, offset context1
+        mov [result], eax
+        VCPU_OP up, 1
+        SET_TRAPS traps
+    again:
+        SCHED_OP yield
+        cmp dword ptr [seen], 0
+        je again
+        mov eax, 13
+        mov gs, ax
+        FINISH 6
+    worker:
+        mov eax, gs:[marked]
+        mov [seen], eax
+        SCHED_OP yield
+        jmp worker
+    on_gp:
+        FINISH 7
+    .data
+    seen: .long 0
+    marked: .long 0x600DC0DE
+    traps:
+        GATE 13, 0, on_gp
+        GATES_END
+    .p2align 12
+    ldt: .fill 512, 8, 0
+    .p2align 12
+    """
+    with boot(smp(text), vcpus=2) as guest:
+        assert guest.reason == 7, guest.crash
+        assert (guest.word("result"), guest.word("seen")) == (0, 0x600DC0DE)
+
+
+@pytest.mark.parametrize("high", [0, 1, 0xFFFFFFFF])
+def test_vcpu_info_in_a_frame_that_is_none(high: int) -> None:
+    text = f"""
+        mov dword ptr [structure], 0x7FFFFFFF
+        mov dword ptr [structure + 4], {high}
+        VCPU_OP register_vcpu_info, 0, offset structure
+        mov [result], eax
+        FINISH 7
+    .data
+    structure: .fill 4, 4, 0
+    """
+    with boot(smp(text), vcpus=2) as guest:
+        assert guest.word("result") == WORD - EINVAL

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from threading import Event
+import threading
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -35,7 +35,7 @@ class Oscillator:
     def wall_ns(self) -> int:
         return self.clock.wall_ns()
 
-    def wait(self, wake: Event, until_ns: int | None) -> None:
+    def wait(self, wake: threading.Event, until_ns: int | None) -> None:
         self.clock.wait(wake, until_ns)
 
     def tsc(self) -> int:
@@ -76,3 +76,35 @@ def test_the_host_s_own_counter_agrees_with_its_clock() -> None:
 
 def test_a_clock_moved_by_hand_is_never_measured_against_the_host() -> None:
     assert isinstance(time_source(ManualClock()), CountedTime)
+
+
+class SteeredOscillator(Oscillator):
+    """One whose clock is made to go slower or faster than it did while it was measured."""
+
+    def __init__(self, hertz: int) -> None:
+        super().__init__(hertz)
+        self.ticks = 0
+
+    def tsc(self) -> int:
+        return self.ticks
+
+    def pass_by(self, real_ns: int, parts_per_million: int) -> None:
+        self.ticks += real_ns * self.hertz // GIGA
+        self.clock.advance(real_ns + real_ns * parts_per_million // 1_000_000)
+
+    def monotonic_ns(self) -> int:
+        self.pass_by(1000, 0)
+        return self.clock.monotonic_ns()
+
+
+def test_a_guests_time_stays_near_a_clock_that_is_steered() -> None:
+    host = SteeredOscillator(2_400_000_000)
+    source = HostTime(host, host.tsc)
+    sample = source.sample()
+    for parts_per_million in (0, -500, 500, -500, 0):
+        for _ in range(3000):
+            host.pass_by(2_000_000, parts_per_million)
+            before = system_time(sample, host.tsc())
+            sample = source.sample()
+            assert sample.system_ns >= before
+            assert abs(sample.system_ns - host.clock.monotonic_ns()) < 10_000
