@@ -75,6 +75,20 @@ _WORD = 0xFFFFFFFF
 _USER_PAGE = PTE_P | PTE_RW | PTE_US | PTE_A | PTE_D
 _SELECTORS = 32  # descriptors in the GDT and the LDT
 _GUEST = f"""
+.macro STAY_NEAR
+    cmp dword ptr [esp], 0x3000
+    jb 1f
+    cmp dword ptr [esp], offset stream
+    jb 2f
+    cmp dword ptr [esp], offset stream + 8192
+    jb 1f
+2:
+    push eax
+    mov eax, cs:[middle]
+    mov [esp + 4], eax
+    pop eax
+1:
+.endm
 .text
     MAP_SHARED_INFO
     SET_TRAPS traps
@@ -112,16 +126,17 @@ _GUEST = f"""
     XEN sched_op
     TO_USER stream
 
-plain:
-    inc dword ptr [esp]
-debug:
-    iretd
+# Step over a byte; one who is lost in unmapped memory goes on in the middle of the stream.
 coded:
     add esp, 4
+plain:
     inc dword ptr [esp]
+    STAY_NEAR
+debug:
     iretd
 through_xen:
     inc dword ptr [esp]
+    STAY_NEAR
     push eax
     mov eax, HYPERVISOR_iret
     int HYPERCALL_VECTOR
@@ -161,6 +176,8 @@ traps:
     GATE 0x27, 7, system_call
     GATE 0x80, 3, system_call
     GATES_END
+middle:
+    .long 0
 gdt_frame:
     .long 0
 ldt_operation:
@@ -505,6 +522,7 @@ class _Hostile(SmallDomain):
         for label in ("gdt", "ldt"):
             self.write(self.symbols[label], table)
         self._code = self.symbols["stream"]
+        self._middle = self.maddr(self.symbols["middle"])
         self._code_mfns = (self.maddr(self._code) >> 12, self.maddr(self._code + PAGE) >> 12)
         self._fill(b"", 0)
         self._write_low_tables()
@@ -533,6 +551,8 @@ class _Hostile(SmallDomain):
         for number, value in enumerate(stream.registers):
             cpu.regs[EAX + 2 * number] = value
         cpu.regs[EIP] = self._code + stream.offset
+        middle = self._code + stream.offset + len(stream.code) // 2
+        self.hypervisor.machine.memory.write(self._middle, struct.pack("<I", middle))
         cpu.write_eflags(stream.eflags)
         self.domain.assists = stream.assists
         vcpu.iopl = 0

@@ -108,7 +108,7 @@ class _Recount:
         # A pin or a deferred reference does not say of which level: here the stored type counts.
         for mfn in self._frames.pinned & self._frames.pages_of(domain.domid):
             self._use_as_stored(mfn, f"a pin of {who}")
-        for mfn in domain.paging.kept + domain.paging.deferred:
+        for mfn in (*domain.paging.kept, *domain.paging.deferred):
             self._use_as_stored(mfn, f"unfinished work of {who}")
         self._use(domain.shared_info_mfn, FrameType.WRITABLE, f"shared_info of {who}")
         for mfn in domain.grants.mfns:

@@ -95,7 +95,7 @@ class PageTables:
         self.l1_bases: dict[int, int] = {}
         self.writable_l1_bases: dict[int, int] = {}
         self.work_left = WORK_BUDGET
-        self.kept: list[int] = []
+        self.kept: set[int] = set()  # one reference of each
         self.deferred: list[int] = []
         self.set_l1 = self._make_set_l1()
         self._validators: dict[int, Callable[[int], None]] = {
@@ -481,7 +481,12 @@ class PageTables:
             self.deferred.extend(taken)
             raise
         except Preempted:
-            self.kept.extend(taken)
+            # A call may be given up and made again for ever: of each table, one reference is kept.
+            for child in taken:
+                if child in self.kept:
+                    self.deferred.append(child)
+                else:
+                    self.kept.add(child)
             raise
 
     def _end_promotion(self) -> None:
