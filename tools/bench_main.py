@@ -21,6 +21,14 @@ from typing import Final
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tools.bench_measure import bench, measure_start
+from tools.bench_sharing import (
+    Fairness,
+    Idle,
+    WakeUps,
+    measure_fairness,
+    measure_idle,
+    measure_wake_ups,
+)
 from xenlite.machine.engine import library
 from xenlite.machine.selftest import capabilities
 
@@ -33,6 +41,16 @@ FIRST_LINE_REACH_MS: Final = 200
 FIRST_LINE_MARK_MS: Final = 1080
 RESIDENT_REACH_MB: Final = 80
 RESIDENT_MARK_MB: Final = 82
+WAKE_UP: Final = "wake_up"
+IDLE: Final = "idle"
+FAIRNESS: Final = "fairness"
+IDLE_DOMAINS: Final = (1, 100)
+SHARING_NS: Final = 1_000_000_000  # for idling; waking takes twice that, fairness five times
+WAKE_UP_REACH_US: Final = {"a free CPU": 300, "a busy CPU": 2000}
+IDLE_REACH_PERCENT: Final = 1
+IDLE_REACH_MB: Final = 8
+SHARE_REACH_PERCENT: Final = 5
+LATE_REACH_US: Final = 4000  # two slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +104,8 @@ PROCESSOR: Final = {
     "cpu_call": ("call; ret; dec; jnz", 4),
 }
 """Loops, with their instructions."""
-NAMES: Final = (*(operation.name for operation in OPERATIONS), *PROCESSOR, START)
+SHARING: Final = (WAKE_UP, IDLE, FAIRNESS)
+NAMES: Final = (*(operation.name for operation in OPERATIONS), *PROCESSOR, *SHARING, START)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +148,18 @@ class Report:
     host: str
     results: list[Result]
     speeds: list[Speed]
+    wake_ups: list[WakeUps]
+    idle: list[Idle]
+    fairness: Fairness | None
     start: StartResult | None
 
 
-def run(names: Sequence[str], rounds: int, round_ns: float = ROUND_NS) -> Report:
+def run(
+    names: Sequence[str],
+    rounds: int,
+    round_ns: float = ROUND_NS,
+    sharing_ns: int = SHARING_NS,
+) -> Report:
     """Measure what is named, ``rounds`` times by turns, each next to a floor of its own."""
     operations = [operation for operation in OPERATIONS if operation.name in names]
     loops = [name for name in PROCESSOR if name in names]
@@ -155,6 +182,9 @@ def run(names: Sequence[str], rounds: int, round_ns: float = ROUND_NS) -> Report
             Speed(name, PROCESSOR[name][0], PROCESSOR[name][1] * 1e3 / median(times[name]))
             for name in loops
         ],
+        wake_ups=_wake_ups(2 * sharing_ns) if WAKE_UP in names else [],
+        idle=[measure_idle(n, sharing_ns) for n in IDLE_DOMAINS] if IDLE in names else [],
+        fairness=measure_fairness(5 * sharing_ns) if FAIRNESS in names else None,
         start=_start(rounds) if START in names else None,
     )
 
@@ -170,6 +200,11 @@ def _result(operation: Operation, times: list[float], floors: list[float]) -> Re
         operation.reach,
         operation.mark_ns,
     )
+
+
+def _wake_ups(for_ns: int) -> list[WakeUps]:
+    free, busy = WAKE_UP_REACH_US
+    return [measure_wake_ups(free, (), for_ns), measure_wake_ups(busy, ("spin",), for_ns)]
 
 
 def _start(rounds: int) -> StartResult:
@@ -214,6 +249,7 @@ def table(report: Report) -> str:
     if report.speeds:
         lines += ["", f"{'loop':24} {'M insn/s':>8}"]
         lines += [f"{s.name:24} {s.million_per_s:8.0f}   {s.about}" for s in report.speeds]
+    lines += _sharing(report)
     if report.start is not None:
         start = report.start
         late = _missed(start.first_line_ms, FIRST_LINE_REACH_MS)
@@ -227,6 +263,40 @@ def table(report: Report) -> str:
             f" (reach {RESIDENT_REACH_MB}{large}, mark {RESIDENT_MARK_MB})",
         ]
     return "\n".join(lines)
+
+
+def _sharing(report: Report) -> list[str]:
+    lines = []
+    if report.wake_ups:
+        lines += [
+            "",
+            f"{'from deadline to first instruction':36} {'p50 us':>7} {'p99':>7} {'most':>7}",
+        ]
+    for woken in report.wake_ups:
+        reach = WAKE_UP_REACH_US[woken.about]
+        lines.append(f"{_late(woken)}   reach {reach}{_missed(woken.p99_us, reach)}")
+    if report.idle:
+        lines += ["", f"{'idle domains of 4 MB':36} {'CPU %':>7} {'MB each':>7}"]
+    for one in report.idle:
+        lines.append(
+            f"{one.domains:<36} {one.cpu_percent:7.2f} {one.resident_mb_each:7.1f}"
+            f"   reach {IDLE_REACH_PERCENT} %{_missed(one.cpu_percent, IDLE_REACH_PERCENT)}"
+            f" {IDLE_REACH_MB} MB{_missed(one.resident_mb_each, IDLE_REACH_MB)}"
+        )
+    if report.fairness is not None:
+        fair = report.fairness
+        lines += ["", f"{'spinning domain of weight':36} {'share %':>7} {'due':>7}"]
+        for weight, share, wanted in zip(fair.weights, fair.shares, fair.wanted, strict=True):
+            off = abs(share - wanted) * 100 / wanted
+            due = f"reach {SHARE_REACH_PERCENT} % off{_missed(off, SHARE_REACH_PERCENT)}"
+            lines.append(f"{weight:<36} {share:7.2f} {wanted:7.2f}   {due}")
+        late = _missed(fair.sleeper.max_us, LATE_REACH_US)
+        lines.append(f"{_late(fair.sleeper)}   reach {LATE_REACH_US}{late} us, at most")
+    return lines
+
+
+def _late(woken: WakeUps) -> str:
+    return f"{woken.about:36} {woken.p50_us:7.0f} {woken.p99_us:7.0f} {woken.max_us:7.0f}"
 
 
 def _missed(value: float, bar: float) -> str:

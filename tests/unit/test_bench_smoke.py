@@ -8,24 +8,36 @@ import json
 import pytest
 
 from tools import bench_main
-from tools.bench_main import NAMES, OPERATIONS, PROCESSOR, START, run, table
-from tools.bench_measure import KERNEL, bench, times_of_round
+from tools.bench_main import IDLE_DOMAINS, NAMES, OPERATIONS, PROCESSOR, SHARING, START, run, table
+from tools.bench_measure import KERNEL, PARTNERS, bench, times_of_round
 
 A_FEW_NS = 5_000
+A_WHILE_NS = 50_000_000
 
 
 def test_every_operation_runs_and_is_shown() -> None:
-    report = run([name for name in NAMES if name != START], rounds=1, round_ns=A_FEW_NS)
+    names = [name for name in NAMES if name not in (*SHARING, START)]
+    report = run(names, rounds=1, round_ns=A_FEW_NS)
     assert [result.name for result in report.results] == [one.name for one in OPERATIONS]
     assert [speed.name for speed in report.speeds] == list(PROCESSOR)
     shown = table(report)
-    assert all(name in shown for name in NAMES if name != START)
+    assert all(name in shown for name in names)
 
 
 def test_the_kernel_knows_no_operation_that_is_not_listed() -> None:
     lines = KERNEL.read_text().splitlines()
     known = [line.split()[1].rstrip(",") for line in lines if line.startswith("    OPERATION ")]
-    assert known == [name for name in NAMES if name != START]
+    timed = [name for name in NAMES if name not in (*SHARING, START)]
+    assert known == [*timed, *PARTNERS.values()]
+
+
+def test_domains_that_share_the_machine_are_measured_and_shown() -> None:
+    report = run(SHARING, rounds=1, sharing_ns=A_WHILE_NS)
+    assert len(report.wake_ups) == 2
+    assert [idle.domains for idle in report.idle] == list(IDLE_DOMAINS)
+    assert report.fairness is not None
+    shown = table(report)
+    assert all(woken.about in shown for woken in [*report.wake_ups, report.fairness.sleeper])
 
 
 def test_a_guest_that_fails_is_no_result() -> None:
