@@ -73,7 +73,8 @@ target1: .space 4096
 """
 
 
-@pytest.mark.parametrize("blocks", [2, 3, 5, 7, 1000])
+# A trap counts as a block, so less than three would end every slice before the store is through.
+@pytest.mark.parametrize("blocks", [3, 5, 7, 1000])
 def test_a_slice_may_end_in_the_middle_of_a_page_table_write(blocks: int) -> None:
     with made(SMP + START + STORES, vcpus=2, clock=ManualClock()) as guest:
         # No other way leads to slices as short as that.
