@@ -83,6 +83,7 @@ class EventChannels:
         self._pending = (shared + SHARED_INFO_EVTCHN_PENDING) >> 2
         self._mask = (shared + SHARED_INFO_EVTCHN_MASK) >> 2
         self._channels: list[Channel | None] = [None]  # by port; grows as ports are used
+        self._search_from = 1  # no port below is closed
         self.on_pending: Callable[[int], None] | None = None
 
     # -- binding ------------------------------------------------------------------------------
@@ -133,6 +134,7 @@ class EventChannels:
             theirs.remote = self._domain.domid
             theirs.remote_port = 0
         self._channels[port] = None
+        self._search_from = min(self._search_from, port)
         word, bit = port // _BITS, 1 << port % _BITS
         self._m32[self._pending + word] &= ~bit
         self._m32[self._mask + word] &= ~bit
@@ -221,7 +223,8 @@ class EventChannels:
 
     def _lowest_closed(self) -> int:
         channels = self._channels
-        for port in range(1, len(channels)):
+        for port in range(self._search_from, len(channels)):
+            self._search_from = port
             if channels[port] is None:
                 return port
         if len(channels) == EVTCHN_2L_NR_CHANNELS:
