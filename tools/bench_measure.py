@@ -21,7 +21,6 @@ from time import perf_counter_ns, thread_time_ns
 from typing import Final
 
 from xenlite.devkit.assembler import assemble_fragment, build_kernel
-from xenlite.doors import RunState
 from xenlite.errors import PeerError
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine import engine as uc
@@ -36,7 +35,6 @@ PARTNERS: Final = {"event_round_trip": "event_echo"}
 VCPUS: Final = {"vcpu_switch": 2}
 _MARK: Final = b"."
 _MARKS_PER_ROUND: Final = 3
-_ENDED: Final = (RunState.SHUTDOWN, RunState.CRASHED)
 _FLOOR_CODE: Final = "mov ecx, [{count}]\nagain:\n int 0x90\n dec ecx\n jnz again\n hlt"
 _FLOOR_COUNT: Final = 2 * PAGE_SIZE
 _FLOOR_MEMORY_BYTES: Final = 1 << 20
@@ -148,7 +146,7 @@ class TimedGuest:
 
     def has_ended(self) -> bool:
         """Tell whether the domain has shut down or crashed."""
-        return self._control.info(self.domid).state in _ENDED
+        return self._hypervisor.domains[self.domid].shutdown_reason is not None
 
 
 def _broken(error: PeerError) -> None:

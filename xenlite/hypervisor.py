@@ -121,6 +121,7 @@ class Hypervisor:
         self._last_domid = 0
         self._m2p = M2pWindow(self.machine)
         self._guests: dict[int, _Guest] = {}
+        self._guest_domains: list[Domain] = []
         self.scheduler = Scheduler()
         self._time = time_source(self.machine.clock)
         self._work: deque[Callable[[], None]] = deque()
@@ -214,6 +215,7 @@ class Hypervisor:
         domain.console_write = lambda text: self.console_output(domid, text)
         parts = route.bind(domain, table.build(domain, note))
         self._guests[domid] = _Guest(domain, cpu, parts)
+        self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.add(domid)
         publish_wall_clock(domain)
         return domain
@@ -221,6 +223,7 @@ class Hypervisor:
     def remove_domain(self, domain: Domain) -> None:
         """Take a domain apart and free its engine."""
         guest = self._guests.pop(domain.domid)
+        self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.remove(domain.domid)
         self.crashes.pop(domain.domid, None)
         guest.parts.page_writes.release()
@@ -236,15 +239,17 @@ class Hypervisor:
         """
         clock, timers = self.machine.clock, self.machine.timers
         while True:
-            self._wake.clear()
-            self._run_deferred()
+            if self._wake.is_set():
+                self._wake.clear()
+            if self._work:
+                self._run_deferred()
             now_ns = clock.monotonic_ns()
             timers.fire_due(now_ns)
             if until():
                 return True
             if deadline_ns is not None and now_ns >= deadline_ns:
                 return False
-            domains = [guest.domain for guest in self._guests.values()]
+            domains = self._guest_domains
             vcpu = self.scheduler.pick(domains, now_ns)
             if vcpu is not None:
                 self._run_slice(self._guests[vcpu.domain.domid], vcpu)

@@ -120,6 +120,7 @@ class EventChannels:
         self._reset_at = 0  # the port at which an unfinished reset goes on; 0 for none
         self.max_port = EVTCHN_2L_NR_CHANNELS - 1
         self.pollers: dict[int, frozenset[int]] = {}  # vCPU -> the ports that it waits for
+        self._search_from = 1  # no port below is closed
         self.on_pending: Callable[[int], None] | None = None
 
     # -- binding ------------------------------------------------------------------------------
@@ -211,6 +212,7 @@ class EventChannels:
             owner = channel.vcpu if channel.virq in _VIRQS_OF_VCPUS else 0
             del self._virqs[owner, channel.virq]
         self._channels[port] = None
+        self._search_from = min(self._search_from, port)
         word, bit = port // _BITS, 1 << port % _BITS
         self._m32[self._pending + word] &= ~bit
         self._m32[self._mask + word] &= ~bit
@@ -377,7 +379,8 @@ class EventChannels:
     def _bind(self, channel: Channel) -> int:
         """Give a channel the lowest closed port."""
         channels = self._channels
-        for port in range(1, len(channels)):
+        for port in range(self._search_from, len(channels)):
+            self._search_from = port
             if channels[port] is None:
                 channels[port] = channel
                 return port

@@ -63,7 +63,7 @@ WORK_BUDGET: Final = 2048  # units per hypercall, about 2 ms
 LEAST_WORK: Final = WORK_BUDGET // 2  # what a hypercall begins with at least
 _BLOCKS_PER_UNIT: Final = 200  # of the shortest guest code, in the time that a unit takes
 _L1_WORK: Final = 64  # one table of 512 entries, measured against one list entry
-_SEGDESC_WORK: Final = 16
+_SEGDESC_WORK: Final = 64  # and 14 of them, a whole GDT, are less than LEAST_WORK
 _MORE_THAN_L1_FLAGS: Final = L1_REFUSED | PTE_ADDRESS | PTE_NX | PTE_P
 _TABLE = Struct(f"<{ENTRIES}Q")
 _EXTENDED_CR3_LIMIT: Final = 1 << 20
@@ -387,8 +387,10 @@ class PageTables:
         if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
             raise Refused(EINVAL, "frames.not-owned", mfn)
         if not self._type_count[mfn]:
-            self._promote(mfn, SEGDESC, validate)
-            self.work_left -= _SEGDESC_WORK
+            try:
+                self._promote(mfn, SEGDESC, validate)
+            finally:
+                self.work_left -= _SEGDESC_WORK
         elif self._kind[mfn] != SEGDESC:
             raise Refused(EINVAL, "paging.type-conflict", mfn)
         self._type_count[mfn] += 1

@@ -22,6 +22,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from xenlite.core.vcpu import VcpuState
+
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.core.vcpu import Vcpu
@@ -30,6 +32,7 @@ SLICE_NS: Final = 2_000_000
 CAP_PERIOD_NS: Final = 30_000_000
 DEFAULT_WEIGHT: Final = 256
 MAX_WEIGHT: Final = 65535
+_RUNNABLE: Final = VcpuState.RUNNABLE
 
 
 @dataclass(slots=True)
@@ -95,10 +98,15 @@ class Scheduler:
         least_ns: int | None = None
         floor_ns = self._virtual_ns - SLICE_NS
         passed_over: list[Vcpu] = []
+        accounts = self._accounts
         for domain in domains:
-            account = self._accounts[domain.domid]
+            # Those with nothing to do cost the others 0.1 us each, in every turn.
+            vcpus = domain.vcpus
+            if len(vcpus) == 1 and vcpus[0].state is not _RUNNABLE:
+                continue
+            account = accounts[domain.domid]
             vcpu = _next_vcpu(domain, account)
-            if vcpu is None or account.is_parked(now_ns):
+            if vcpu is None or (account.cap and account.is_parked(now_ns)):
                 continue
             virtual_ns = account.virtual_ns = max(account.virtual_ns, floor_ns)
             if least_ns is None or virtual_ns < least_ns:
@@ -144,6 +152,8 @@ def _class(vcpu: Vcpu, *, ahead: bool) -> int:
 def _next_vcpu(domain: Domain, account: Account) -> Vcpu | None:
     """Choose among the domain's vCPUs: a woken one if it may jump its turn, then in turn."""
     vcpus = domain.vcpus
+    if len(vcpus) == 1:
+        return vcpus[0] if vcpus[0].may_run else None
     chosen = None
     for step in range(1, len(vcpus) + 1):
         vcpu = vcpus[(account.turn + step) % len(vcpus)]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Tell a guest the time: the page words from which it computes system time and time of day.
 
-Written each time a vCPU is about to run, with the version odd while they change (public/xen.h,
-vcpu_time_info, shared_info).
+Written when a vCPU is about to run and has not the newest line yet, with the version odd while they
+change (public/xen.h, vcpu_time_info, shared_info).
 """
 
 from __future__ import annotations
@@ -35,9 +35,12 @@ assert (VCPU_TIME_INFO_VERSION, VCPU_TIME_INFO_PAD0) == (0, 4)
 
 def publish_time(vcpu: Vcpu, source: TimeSource) -> None:
     """Bring the vCPU's time words up to now, and the copy of them where it can be written."""
+    sample = source.line()
+    if sample is vcpu.time_sample:
+        return
+    vcpu.time_sample = sample
     memory = vcpu.domain.machine.memory
     at = vcpu.info_maddr + VCPU_INFO_TIME
-    sample = source.sample()
     version = (memory.m32[at >> 2] & ~1) + 2
     _AFTER_VERSION.pack_into(
         memory.m8, at + 4, 0, sample.tsc, sample.system_ns, sample.mul, sample.shift

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from xenlite.abi.x86_32p import VcpuGuestContext
     from xenlite.core.descriptors import Segments
     from xenlite.core.domain import Domain
+    from xenlite.machine.tsc import TimeSample
 
 
 DR6_RESET: Final = 0xFFFF0FF0
@@ -128,6 +129,7 @@ class Vcpu:
         "state",
         "sysenter_callback",
         "time_area",
+        "time_sample",
         "timers",
         "traps",
         "upcall_index",
@@ -146,6 +148,7 @@ class Vcpu:
         self.timers = VcpuTimers(self)
         self.nmi_pending = False  # it enters the handler of vector 2 before anything else
         self.time_area = 0  # where the guest wants a copy of its time, by virtual address
+        self.time_sample: TimeSample | None = None  # what its time words were last made of
         self.was_blocked = False  # when it was taken down: it sleeps on when it comes up
         self.was_woken = False  # since it last ran: the scheduler lets it go first
         self.has_yielded = False  # since it last ran: everybody else goes first

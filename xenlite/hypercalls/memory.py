@@ -66,7 +66,8 @@ if TYPE_CHECKING:
 MAX_ORDER: Final = 9  # of one extent, for a domain without privileges
 # In units of the work budget, measured on a machine of 1 GiB; a page of an extent is one more.
 _EXTENT_WORK: Final = 4
-_SEARCH_WORK: Final = 20  # for neighbours that are free
+_CHUNK_WORK: Final = 20  # of an exchange
+_FRAMES_PER_UNIT: Final = 2048  # of all of memory, in a search for neighbours that are free
 _FRAME: Final = 4  # bytes of one frame number in a list
 _MOST_EXTENTS: Final = 0xFFFFFFFF >> MEMOP_EXTENT_SHIFT  # so that a restart can count them
 _LISTS: Final = frozenset(
@@ -93,6 +94,7 @@ class MemoryCalls:
         self._guest_memory = domain.guest_memory
         self._frames = domain.machine.frames
         self._memory = domain.machine.memory
+        self._search_work = _EXTENT_WORK + self._frames.nr_frames // _FRAMES_PER_UNIT
         self._reports: dict[int, Callable[[int], int]] = {
             XENMEM_maximum_ram_page: lambda _: self._frames.nr_frames,
             XENMEM_current_reservation: self._current_reservation,
@@ -150,7 +152,7 @@ class MemoryCalls:
         for i in range(done, count):
             if paging.work_left <= 0:
                 raise Restart((operation | i << MEMOP_EXTENT_SHIFT, argument, 0, 0, 0))
-            paging.work_left -= (1 << order) + (_SEARCH_WORK if order else _EXTENT_WORK)
+            paging.work_left -= (1 << order) + (self._search_work if order else _EXTENT_WORK)
             try:
                 if not one(request.extent_start and request.extent_start + i * _FRAME, order):
                     return i
@@ -218,7 +220,7 @@ class MemoryCalls:
             if paging.work_left <= 0:
                 guest_memory.write_u32(counter, done)
                 raise Restart((XENMEM_exchange, argument, 0, 0, 0))
-            paging.work_left -= (2 << order) + _SEARCH_WORK
+            paging.work_left -= (2 << order) + _CHUNK_WORK + self._search_work
             first_out = (done // given) * gotten
             try:
                 self._exchange_chunk(request, range(done, done + given), first_out, gotten)
@@ -258,15 +260,7 @@ class MemoryCalls:
         at = request.out.extent_start + first_out * _FRAME
         memory.check_writable(at, gotten * _FRAME)
         pfns = [memory.read_u32(at + i * _FRAME) for i in range(gotten)]
-        new: list[int] = []
-        try:
-            for _ in pfns:
-                new.append(frames.allocate_extent(self._domid, out_order))
-        except Refused:
-            for first in new:
-                for mfn in range(first, first + (1 << out_order)):
-                    frames.drop_allocation(mfn)
-            raise
+        new = frames.allocate_extents(self._domid, out_order, gotten)
         for mfn in old:
             frames.drop_allocation(mfn)
         for i, (pfn, mfn) in enumerate(zip(pfns, new, strict=True)):

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _FIRST_BASELINE_NS: Final = 1_000_000
 _BEST_BASELINE_NS: Final = 4_000_000_000
+_GOOD_NS: Final = 1_000_000
 _CATCH_UP: Final = 1000  # a guest's clock that is ahead runs slower by one part in so many
 _READ_TSC: Final = bytes.fromhex(
     "0f31"  # rdtsc
@@ -58,6 +59,10 @@ class TimeSource(Protocol):
         """Take the time by both counts."""
         ...
 
+    def line(self) -> TimeSample:
+        """Return a sample that leads to the present time: all vCPUs that run now have the same."""
+        ...
+
 
 class CountedTime:
     """The clock itself is the counter; RDTSC is a trap."""
@@ -70,6 +75,10 @@ class CountedTime:
         """Take the time; both counts agree."""
         now_ns = self._clock.monotonic_ns()
         return TimeSample(now_ns, now_ns, 1 << 31, 1)
+
+    def line(self) -> TimeSample:
+        """Take the time; there is no cheaper way."""
+        return self.sample()
 
 
 class HostTime:
@@ -98,6 +107,12 @@ class HostTime:
         self._last = TimeSample(tsc, max(now_ns, led_to_ns), mul, self._shift)
         return self._last
 
+    def line(self) -> TimeSample:
+        """Return the last sample while it is young: what it leads to is the time."""
+        if 0 <= self._read_tsc() - self._last.tsc < self._good_ticks:
+            return self._last
+        return self.sample()
+
     def _pair(self) -> tuple[int, int]:
         """Read both counters at one moment, as nearly as three tries get it."""
         best: tuple[int, int, int] | None = None
@@ -112,7 +127,9 @@ class HostTime:
 
     def _measure(self, tsc: int, now_ns: int) -> None:
         self._baseline_ns = now_ns - self._origin_ns
-        self._mul, self._shift = _scale(self._baseline_ns, tsc - self._origin_tsc)
+        ticks = tsc - self._origin_tsc
+        self._mul, self._shift = _scale(self._baseline_ns, ticks)
+        self._good_ticks = ticks * _GOOD_NS // self._baseline_ns
         if self._baseline_ns >= _BEST_BASELINE_NS:
             self._origin_tsc, self._origin_ns = tsc, now_ns
 
