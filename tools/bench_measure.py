@@ -118,6 +118,8 @@ class TimedGuest:
         """Take what the guest writes by console_io: a mark, or the operation that is timed."""
         if text == _MARK:
             self._stamps.append(thread_time_ns())
+            if len(self._stamps) == _MARKS_PER_ROUND:
+                self._hypervisor.kick()
 
     def measure(self) -> float:
         """Let the guest run for a round; return ns per operation."""

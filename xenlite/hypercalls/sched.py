@@ -30,6 +30,7 @@ from xenlite.abi.x86_32p import (
     SchedShutdown,
     SchedWatchdog,
 )
+from xenlite.core.vcpu import VcpuState
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 _REASON: Final = 0xFF  # Xen keeps a byte
 _MAX_POLL_PORTS: Final = 128
 _PORT_SIZE: Final = 4
+_RUNNABLE: Final = VcpuState.RUNNABLE
 
 
 class SchedCalls:
@@ -88,9 +90,27 @@ class SchedCalls:
     # -- waiting ------------------------------------------------------------------------------
 
     def _yield(self, _argument: int) -> int:
+        if self._is_alone():
+            return 0
         self._domain.current.has_yielded = True
         self._leave()
         return 0
+
+    def _is_alone(self) -> bool:
+        """Tell whether the loop would only come back here; what is deferred kicks the engine."""
+        domain = self._domain
+        current = domain.current
+        if domain.in_multicall or domain.paging.deferred or current.selectors_stale:
+            return False  # the way through the loop has work to do
+        machine = domain.machine
+        due_ns = machine.timers.next_deadline_ns()
+        if due_ns is not None and due_ns <= machine.clock.monotonic_ns():
+            return False
+        for peer in domain.peers.values():
+            for vcpu in peer.vcpus:
+                if vcpu.state is _RUNNABLE and vcpu is not current and vcpu.may_run:
+                    return False
+        return True
 
     def _block(self, _argument: int) -> int:
         """Let events in, and sleep unless one is pending already."""
