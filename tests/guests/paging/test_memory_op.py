@@ -217,7 +217,7 @@ def test_a12_a_frame_in_use_is_freed_when_the_last_use_goes(name: str) -> None:
             RESERVE decrease_reservation, list
             mov dword ptr [FREE + PAGE], 5      # everything goes on
             NOTE 1
-            CALL sched_op, SCHEDOP_yield
+            CALL set_timer_op, 1, 0      # ends this turn
             {let_go}
             NOTE 2
             ret
