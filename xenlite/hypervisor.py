@@ -42,6 +42,7 @@ from xenlite.machine.frames import FrameTable
 from xenlite.machine.machine import Machine
 from xenlite.machine.memory import DEFAULT_SIZE_BYTES, MachineMemory
 from xenlite.machine.processor import NullEngine
+from xenlite.machine.selftest import capabilities
 from xenlite.machine.slice_timer import SliceTimer
 from xenlite.machine.trap import EIP, ESP, VECTOR_NMI
 from xenlite.machine.tsc import time_source
@@ -141,6 +142,11 @@ class Hypervisor:
             max_vcpus=1,
         )
         self._links: dict[int, LinkDoor] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Say which fast or safe parts of the engine are missing on this host, a line each."""
+        return capabilities().notes
 
     def control(self) -> ControlDoor:
         """Open the toolstack's door."""

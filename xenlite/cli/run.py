@@ -99,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
 
         clock = HostClock()
         hypervisor = Hypervisor(options.host_memory or DEFAULT_SIZE_BYTES, clock)
+        for note in hypervisor.notes:
+            _say(f"note: {note}")
         output = Output(
             sys.stdout.fileno(),
             gives_up=lambda: host.has_to_end(),
