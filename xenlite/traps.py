@@ -177,15 +177,20 @@ def make_route(
             code = regs[ERROR_CODE] if vector in ERROR_CODE_VECTORS else None
             bounce.fault(vector, code)
 
+    def debug() -> None:
+        try:
+            if not page_writes.is_stepping:
+                fault_or_interrupt(VECTOR_DB)
+            elif not page_writes.finish():
+                bounce.page_fault_again()
+            elif page_writes.guest_steps:
+                bounce.fault(VECTOR_DB, None)
+        except BaseException as error:  # noqa: BLE001 - enter raises it again
+            cpu.fail(error)
+
     def interrupt(_uc: int, vector: int, _user: object) -> None:
         try:
             if page_writes.is_stepping:
-                if vector == VECTOR_DB:
-                    if not page_writes.finish():
-                        bounce.page_fault_again()
-                    elif page_writes.guest_steps:
-                        bounce.fault(VECTOR_DB, None)
-                    return
                 page_writes.abort()
                 if regs[IS_INT]:
                     return
@@ -231,6 +236,7 @@ def make_route(
                 VECTOR_PF: page_fault,
                 SYSTEM_CALL_VECTOR: system_call,
             },
+            debug=debug,
             call_vector=HYPERCALL_VECTOR,
             call=hypercall,
             upcall=upcall,

@@ -172,6 +172,7 @@ class MmuCalls:
                 count ^= MMU_UPDATE_PREEMPTED
                 done = self._done_so_far(pdone)
             finished = 0
+            left = paging.work_left  # kept here while L1s are updated, which takes no other work
             try:
                 if foreign != DOMID_SELF and foreign != domid:
                     self._check_foreign(foreign)
@@ -179,10 +180,9 @@ class MmuCalls:
                     raise Refused(EFAULT, "memory.bad-pointer", requests)
                 at, page_end = 0, 0  # where the next request lies in m64, and where its page ends
                 while finished < count:
-                    left = paging.work_left
                     if left <= 0:
                         raise Preempted
-                    paging.work_left = left - 1
+                    left -= 1
                     if at >= page_end:
                         at, page_end = locate(requests + finished * SIZEOF_MMU_UPDATE)
                     # Copied in once: nothing below reads the request again.
@@ -194,12 +194,16 @@ class MmuCalls:
                     if kind[mfn] == L1 and not pointer & _COMMAND:
                         set_l1(pointer >> 3, value)
                     else:
+                        paging.work_left = left
                         update_other(pointer, value)
                         if paging.deferred and not paging.drain():
                             finished += 1
                             raise Preempted
+                        left = paging.work_left
                     finished += 1
+                paging.work_left = left
             except Preempted:
+                paging.work_left = min(paging.work_left, left)
                 if pdone:
                     self._write_done(pdone, done + finished)
                 self._leave_to_drain()
@@ -209,6 +213,7 @@ class MmuCalls:
                     raise Restart((rest, left, pdone, foreign, 0)) from None
                 return 0
             except Refused:
+                paging.work_left = min(paging.work_left, left)
                 if pdone:
                     self._write_done(pdone, done + finished)
                 if not paging.drain():

@@ -152,6 +152,8 @@ class Cpu:
         self._failure: BaseException | None = None
         self._pending: Callable[[], None] | None = None
         self._stopping = False
+        interrupt = traps.interrupt
+        self._debug = traps.debug or (lambda: interrupt(0, VECTOR_DB, None))
         self._io: tuple[int, int, IoDirection, bytes, bytes] | None = None
 
         self._set_control_registers()
@@ -651,7 +653,7 @@ class Cpu:
     def _on_debug(self) -> None:
         """Serve #DB: the end of a port access that ``_arm_io`` let through, or the guest's own."""
         if self._io is None:
-            self.traps.interrupt(self._handle, VECTOR_DB, None)
+            self._debug()
             return
         try:
             port, size, direction, integers, debug = self._io

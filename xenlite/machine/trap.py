@@ -215,6 +215,9 @@ class TrapHandlers:
     vectors: Mapping[int, Callable[[], None]] = field(default_factory=dict)
     """Handlers of single vectors, instead of ``interrupt``."""
 
+    debug: Callable[[], None] | None = None
+    """A #DB that is no port access, by fault or by ``int 1``; None leaves it to ``interrupt``."""
+
     call_vector: int = 0xFFFFFFFF
     """The ``int n`` that is a call of the guest's kernel, from ring 1; none by default."""
 
