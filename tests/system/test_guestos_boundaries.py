@@ -28,7 +28,7 @@ from xenlite.devkit.assembler import AssembledKernel, assemble
 from xenlite.hypercalls.restart import NoteRefusal
 from xenlite.machine.clock import ManualClock
 from xenlite.machine.cpu import Cpu
-from xenlite.machine.trap import EFLAGS, EFLAGS_TF, EIP, VECTOR_DB, TrapHandlers
+from xenlite.machine.trap import EFLAGS, EFLAGS_TF, EIP, TrapHandlers
 from xenlite.traps import TrapRoute, make_route
 
 USER_CODE = range(0x08000000, 0x08001000)
@@ -97,8 +97,7 @@ class Stepper:
             stop()
 
         def interrupt(handle: int, vector: int, user: object) -> None:
-            if vector != VECTOR_DB:
-                traps.interrupt(handle, vector, user)
+            traps.interrupt(handle, vector, user)
             stop()
 
         def stopping(handler: Callable[[], None]) -> Callable[[], None]:
@@ -110,7 +109,7 @@ class Stepper:
 
         vectors = {vector: stopping(handler) for vector, handler in traps.vectors.items()}
         stepped: TrapHandlers = replace(
-            traps, call=call, upcall=upcall, interrupt=interrupt, vectors=vectors
+            traps, call=call, upcall=upcall, interrupt=interrupt, debug=stop, vectors=vectors
         )
         return replace(route, handlers=stepped)
 
