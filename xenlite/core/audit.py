@@ -226,7 +226,6 @@ class _Walk:
         self._level: dict[int, int] = {}  # every table met -> 3, 2 or 1
         self._l2_places: dict[int, tuple[int, int] | None] = {}  # where an L2 of a hole stands
         self._l1s: dict[int, dict[int, bool]] = {}  # per domain: L1 -> can it be written through
-        self._hole_l1s: set[int] = set()
         self._segdesc: set[int] = set()
         self._pinned = machine.frames.pinned
         self._kind = machine.frames.kind

@@ -378,10 +378,6 @@ class PageTables:
         self._refs[mfn] += 1
         self.work_left -= 1
 
-    def put_table(self, mfn: int) -> None:
-        """Drop what ``get_table`` took, when ``drain`` comes to it."""
-        self.deferred.append(mfn)
-
     def get_descriptor_frame(self, mfn: int, validate: Callable[[int], None]) -> None:
         """Take a segdesc and a general reference; ``validate(mfn)`` may raise Refused."""
         if mfn >= self._nr_frames or self._owner[mfn] != self._domid:

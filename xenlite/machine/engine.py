@@ -30,8 +30,6 @@ UC_MODE_32: Final = 4
 UC_PROT_ALL: Final = 7
 
 UC_ERR_OK: Final = 0
-UC_ERR_UNMAPPED: Final = (6, 7, 8)
-"""UC_ERR_READ_UNMAPPED, UC_ERR_WRITE_UNMAPPED, UC_ERR_FETCH_UNMAPPED."""
 
 UC_HOOK_INTR: Final = 1 << 0
 UC_HOOK_INSN: Final = 1 << 1
@@ -46,7 +44,6 @@ UC_CTL_TCG_BUFFER_SIZE: Final = 13
 _UC_CTL_WRITE: Final = 1 << 30
 _UC_CTL_NR_SHIFT: Final = 26
 
-UC_X86_REG_EAX: Final = 19
 UC_X86_REG_EFLAGS: Final = 25
 UC_X86_REG_FPSW: Final = 31
 UC_X86_REG_CR0: Final = 50
@@ -70,10 +67,9 @@ UC_X86_INS_SYSENTER: Final = 700
 
 IntrCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 VectorCallback: Final = ctypes.CFUNCTYPE(None)
-CallCallback: Final = ctypes.CFUNCTYPE(c_int64, *(c_uint32,) * 6)
-
-NO_VECTOR: Final = 0xFFFFFFFF
 """The same call, its arguments left unread."""
+CallCallback: Final = ctypes.CFUNCTYPE(c_int64, *(c_uint32,) * 6)
+"""A hypercall, its registers as arguments; a negative answer leaves EAX alone."""
 InvalidCallback: Final = ctypes.CFUNCTYPE(c_bool, c_void_p, c_void_p)
 InCallback: Final = ctypes.CFUNCTYPE(c_uint32, c_void_p, c_uint32, c_int, c_void_p)
 OutCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_int, c_uint32, c_void_p)
@@ -81,6 +77,9 @@ InsnCallback: Final = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 UnmappedCallback: Final = ctypes.CFUNCTYPE(
     c_bool, c_void_p, c_int, c_uint64, c_int, c_int64, c_void_p
 )
+
+NO_VECTOR: Final = 0xFFFFFFFF
+"""No ``int n`` is a hypercall."""
 
 TCG_BUFFER_SIZE_BYTES: Final = 32 << 20
 """Room for translations. The library's default, 1 GiB, halves the speed of short blocks."""
