@@ -22,7 +22,7 @@ from tests.support.instruction_fuzz import (
     replay,
 )
 
-STREAMS = 1000
+STREAMS = 5000  # twice: the 10^4 that every change must pass
 
 
 @pytest.mark.parametrize("seed", range(2))
