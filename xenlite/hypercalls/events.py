@@ -82,6 +82,8 @@ class EventCalls:
         self._domain = domain
         self._guest_memory = domain.guest_memory
         self._events = domain.events
+        self._read_u32 = domain.guest_memory.read_u32
+        self._send_to = domain.events.send
         self._operations = {
             EVTCHNOP_bind_interdomain: self._bind_interdomain,
             EVTCHNOP_bind_virq: self._bind_virq,
@@ -108,7 +110,7 @@ class EventCalls:
     def event_channel_op(self, command: int, argument: int, _1: int, _2: int, _3: int) -> int:
         """Do one operation on the structure at ``argument``."""
         if command == EVTCHNOP_send:  # the one that is in every hot path
-            self._send(argument)
+            self._send_to(self._read_u32(argument + EVTCHN_SEND_PORT))
             return 0
         operation = self._operations.get(command)
         if operation is None:

@@ -130,7 +130,7 @@ class Cpu:
 
     Attributes that are functions, for speed: ``read_eflags() -> int``, complete, in a trap or
     outside; ``flush_tlb()``; ``flush_page(vaddr)``. Each is one call into C where the self-test
-    allows it.
+    allows it. And ``upcalls_held``, one byte: while it is set, no upcall comes by a way.
     """
 
     def __init__(
@@ -168,6 +168,9 @@ class Cpu:
             and self.capabilities.code_invalidate
         )
         self.ways = Ways(self._table, memory if has_ways else None)
+        start = uc.TrapTable.hold.offset
+        hold = memoryview(self._table).cast("B")[start : start + 2]
+        self._leaving, self.upcalls_held = hold[:1], hold[1:]
         self._map_state()
         self._bind_fast_calls()
         self._set_flat_state()
@@ -196,6 +199,7 @@ class Cpu:
         """
         clock = self._clock
         self._stopping = False
+        self._leaving[0] = 0
         clock[0] = blocks
         if self._guard is not None:
             self._guard.watch(self._guarded)
@@ -227,6 +231,7 @@ class Cpu:
     def stop(self) -> None:
         """End the run after the trap that calls this; exact in every trap."""
         self._stopping = True
+        self._leaving[0] = 1
         self._emu_stop(self._handle)
 
     def charge(self, blocks: int) -> None:
