@@ -103,8 +103,7 @@ class SchedCalls:
         if domain.in_multicall or domain.paging.deferred or current.selectors_stale:
             return False  # the way through the loop has work to do
         machine = domain.machine
-        due_ns = machine.timers.next_deadline_ns()
-        if due_ns is not None and due_ns <= machine.clock.monotonic_ns():
+        if machine.timers.earliest_ns <= machine.clock.monotonic_ns():
             return False
         for peer in domain.peers.values():
             for vcpu in peer.vcpus:
