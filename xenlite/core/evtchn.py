@@ -123,6 +123,7 @@ class EventChannels:
         self._search_from = 1  # no port below is closed
         self.on_pending: Callable[[int], None] | None = None
         self.receive = self._make_receive()
+        self.send = self._make_send()
 
     # -- binding ------------------------------------------------------------------------------
 
@@ -262,19 +263,24 @@ class EventChannels:
 
     # -- events -------------------------------------------------------------------------------
 
-    def send(self, port: int) -> None:
-        """Notify the other end; nobody hears it while there is none. Raises Refused(EINVAL)."""
-        channels = self._channels
-        channel = channels[port] if 0 <= port < len(channels) else None
-        if channel is None:
-            raise Refused(EINVAL, "events.no-such-port", port)
-        state = channel.state
-        if state is _INTERDOMAIN:
-            self._domain.peers[channel.remote].events.receive(channel.remote_port)
-        elif state is _IPI:
-            self.receive(port)
-        elif state is _VIRQ:
-            raise Refused(EINVAL, "events.virq-is-not-sent", port)
+    def _make_send(self) -> Callable[[int], None]:
+        """Bind the way of every event that a domain sends."""
+        channels, receive, peers = self._channels, self.receive, self._domain.peers
+
+        def send(port: int) -> None:
+            """Notify the other end; nobody hears it while there is none. Raises Refused(EINVAL)."""
+            channel = channels[port] if 0 <= port < len(channels) else None
+            if channel is None:
+                raise Refused(EINVAL, "events.no-such-port", port)
+            state = channel.state
+            if state is _INTERDOMAIN:
+                peers[channel.remote].events.receive(channel.remote_port)
+            elif state is _IPI:
+                receive(port)
+            elif state is _VIRQ:
+                raise Refused(EINVAL, "events.virq-is-not-sent", port)
+
+        return send
 
     def raise_virq(self, vcpu: int, virq: int) -> None:
         """Raise a virtual interrupt of a vCPU (0 for the machine's); lost where it isn't bound."""
