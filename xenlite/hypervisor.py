@@ -4,7 +4,7 @@
 The loop is the design: work of the backends, then one runnable domain for one slice, then again.
 Nothing of a backend ever runs inside a trap, and nothing of a guest outside ``_run_slice``::
 
-    run --> deferred work --> pick a domain --> drain, upcall --> guest --> traps ... --> leave
+    run --> deferred work --> pick a domain --> drain --> upcall, guest, traps ... --> leave
      ^----------------------------------------------------------------------------------------'
 
 A domain that breaks a rule ends alone (``DomainCrash``); any other exception is ours, and stops
@@ -296,7 +296,8 @@ class Hypervisor:
                 publish_runstate(vcpu)
             if vcpu.selectors_stale:
                 parts.bounce.reload_selectors()
-            self._deliver(guest, vcpu)
+            if vcpu.nmi_pending:
+                self._deliver_nmi(guest, vcpu)
             blocks = self._blocks_until_due(guest, started_ns)
             self._running = cpu
             if slice_timer is not None:
@@ -320,16 +321,11 @@ class Hypervisor:
             guest.calibrate(blocks - cpu.blocks_left, spent_ns)
         return now_ns
 
-    def _deliver(self, guest: _Guest, vcpu: Vcpu) -> None:
-        """Enter the handlers of what has come while the vCPU did not run."""
-        bounce = guest.parts.bounce
-        if vcpu.nmi_pending:
-            # Unlike on Xen, another one may come before the handler's iret.
-            vcpu.nmi_pending = False
-            if vcpu.traps[VECTOR_NMI] is not None:
-                bounce.fault(VECTOR_NMI, None)
-        if 0 < self.machine.memory.m16[vcpu.upcall_index] < 0x100:
-            bounce.upcall()
+    def _deliver_nmi(self, guest: _Guest, vcpu: Vcpu) -> None:
+        """Enter the handler of an NMI; unlike on Xen, another may come before it returns."""
+        vcpu.nmi_pending = False
+        if vcpu.traps[VECTOR_NMI] is not None:
+            guest.parts.bounce.fault(VECTOR_NMI, None)
 
     def _blocks_until_due(self, guest: _Guest, now_ns: int) -> int:
         """Return a slice's blocks, or fewer where a timer is due before its end."""

@@ -136,7 +136,7 @@ def make_route(
                 and not cpu.has_failed
                 and not page_writes.is_stepping
             ):
-                bounce.upcall_after_trap()
+                bounce.upcall()
         except BaseException as error:  # noqa: BLE001 - enter raises it again
             cpu.fail(error)
 

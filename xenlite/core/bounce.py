@@ -264,17 +264,11 @@ class Bounce:
         vcpu = self._domain.current
         if vcpu.event_callback is None:
             raise DomainCrash("traps.no-handler", "an event is pending, and there is no callback")
-        cs, address, masks_events = vcpu.event_callback
-        self._enter(vcpu, cs, address, masks_events, ())
-
-    def upcall_after_trap(self) -> None:
-        """Do the same from within a run, where the next one may come without us."""
-        vcpu = self._domain.current
+        callback = vcpu.event_callback
         is_outer = self._regs[HFLAGS] & _OUTER_RING
-        self.upcall()
-        assert vcpu.event_callback is not None
+        self._enter(vcpu, callback.cs, callback.address, callback.masks_events, ())
         kind, words = (0, _OUTER_FRAME_WORDS) if is_outer else (_SAME_RING, _INNER_FRAME_WORDS)
-        self._open_way_in(vcpu, UPCALL, vcpu.event_callback, kind, words)
+        self._open_way_in(vcpu, UPCALL, callback, kind, words)
 
     def sysenter(self) -> None:
         """Enter the kernel for SYSENTER, as Xen does, to which the processor tells no way back.

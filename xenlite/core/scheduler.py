@@ -110,24 +110,30 @@ class Scheduler:
             candidates.append((vcpu, account))
         if not candidates:
             return None
-        chosen, account = candidates[0] if len(candidates) == 1 else self._first(candidates)
-        least_ns = min(other.virtual_ns for _, other in candidates)
-        for vcpu, other in candidates:
-            if vcpu.has_yielded:
-                vcpu.has_yielded = False
-                other.virtual_ns = max(other.virtual_ns, account.virtual_ns - SLICE_NS)
+        if len(candidates) == 1:
+            chosen, account = candidates[0]
+            least_ns = account.virtual_ns
+            chosen.has_yielded = False
+        else:
+            chosen, account = self._first(candidates)
+            least_ns = min(other.virtual_ns for _, other in candidates)
         if self._virtual_ns < least_ns:
             self._virtual_ns = least_ns
         _take_turn(chosen, account)
         return chosen
 
     def _first(self, candidates: list[tuple[Vcpu, Account]]) -> tuple[Vcpu, Account]:
-        """Choose among several that want to run."""
+        """Choose among several that want to run; those that have yielded have done so now."""
         ahead_ns = self._virtual_ns + SLICE_NS
-        return min(
+        chosen, account = min(
             candidates,
             key=lambda one: (_class(one[0], ahead=one[1].virtual_ns > ahead_ns), one[1].virtual_ns),
         )
+        for vcpu, other in candidates:
+            if vcpu.has_yielded:
+                vcpu.has_yielded = False
+                other.virtual_ns = max(other.virtual_ns, account.virtual_ns - SLICE_NS)
+        return chosen, account
 
     def charge(self, domid: int, spent_ns: int, now_ns: int) -> None:
         """Take what a domain has just spent from its account."""

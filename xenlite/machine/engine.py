@@ -67,6 +67,7 @@ UC_X86_INS_SYSENTER: Final = 700
 
 IntrCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 VectorCallback: Final = ctypes.CFUNCTYPE(None)
+TrapStub: Final = ctypes.PYFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 """The same call, its arguments left unread."""
 CallCallback: Final = ctypes.CFUNCTYPE(c_int64, *(c_uint32,) * 6)
 """A hypercall, its registers as arguments; a negative answer leaves EAX alone."""

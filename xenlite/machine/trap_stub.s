@@ -2,7 +2,8 @@
 #
 # What runs between the engine and Python at each interrupt or fault: x86-64, System V.
 #
-#   in:  rdi = engine, esi = vector, rdx = the table below
+#   in:  rdi = engine, esi = vector, rdx = the table below; NO_VECTOR only looks for an upcall, as
+#        after a trap, where a run is about to begin
 #   out: nothing; everything that a callback must keep is kept
 #
 # It does natively what would cost Python an attribute access each: an `int` of the call vector from
@@ -50,6 +51,7 @@
 .equ GATES, 0x8a8               # addresses of open ways in by vector, or 0: from ring 3, from ring 1
 .equ GATES_OF_RING_1, 257
 .equ UPCALL_VECTOR, 256
+.equ NO_VECTOR, 0xffffffff
 
 .equ CLOCK_STOP, 8              # in CLOCK, after the budget: the function that ends a run
 .equ CLOCK_KICKED, 16
@@ -260,6 +262,8 @@ handle:
     je count
     jmp after
 default:
+    cmp esi, NO_VECTOR
+    je after
     xor ebp, ebp                # the vector is in esi alone: no number of ours
     mov rax, [rbx + DEFAULT]
     mov rdx, rbx
