@@ -202,6 +202,7 @@ class Refusal:
 
     ``eip`` follows the ``int``; ``caller`` is the word on top of the guest's stack, which is the
     return address where the call went through the hypercall page (None where unreadable).
+    ``entry`` is the index of the entry at fault, where the call's arguments name a list.
     """
 
     domid: int
@@ -211,5 +212,6 @@ class Refusal:
     errno: int
     rule: str
     argument: object
+    entry: int | None
     eip: int
     caller: int | None

@@ -358,6 +358,7 @@ def _refusal(domain: Domain, number: int, arguments: Arguments, refused: Refused
         errno=refused.errno,
         rule=refused.rule,
         argument=refused.argument,
+        entry=refused.entry,
         eip=regs[EIP],
         caller=caller,
     )

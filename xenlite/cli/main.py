@@ -99,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(verb=_check)
     schema = verbs.add_parser("schema", help="print the JSON Schema of dom.yaml, for editors")
     schema.set_defaults(verb=_schema)
+    explain = verbs.add_parser("explain", help="tell what a rule is for, and how to keep it")
+    explain.add_argument(
+        "words", nargs="*", metavar="RULE", help="as in paging.l1-bits; none lists all"
+    )
+    explain.set_defaults(verb=_explain)
     return parser
 
 
@@ -175,6 +180,12 @@ def _schema(_options: argparse.Namespace) -> int:
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from xenlite.cli.explain import explain
+
+    return explain(options.words)
 
 
 def _version() -> str:

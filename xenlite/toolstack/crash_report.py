@@ -64,6 +64,7 @@ def crash_report(
     """Write the whole report: why, registers, instruction, stack, hypercalls, console."""
     title = f"domain {name!r} (domid {record.domid}) crashed: {record.rule}"
     lines = [f"{title}: {record.detail}" if record.detail else title]
+    lines.append(f"`xenlite explain {record.rule}` says what that rule is for, and what to do")
     lines.append(f"registers of vcpu {record.vcpu}:")
     lines += _registers(record.registers)
     lines += _code(control, record, symbols)
@@ -85,6 +86,8 @@ def refusal_line(refusal: Refusal, symbols: Symbols) -> str:
     argument = refusal.argument
     what = hex(argument) if isinstance(argument, int) else argument
     rule = refusal.rule if what is None else f"{refusal.rule} ({what})"
+    if refusal.entry is not None:
+        rule += f" in entry {refusal.entry}"
     caller = refusal.caller
     place = caller if caller is not None and symbols.is_code(caller) else refusal.eip
     return f"{call} = {_result(-refusal.errno)}: {rule}, from {symbols.show(place)}"
