@@ -227,6 +227,17 @@ class ControlDoor:
         """Tell why a domain crashed, if it did."""
         return self._hypervisor.crashes.get(self._domain(domid).domid)
 
+    def record(self, size_bytes: int) -> None:
+        """Record the traps of domains made from now on, in a buffer of so many bytes."""
+        if self._hypervisor.recorder is not None:
+            raise Refused(EBUSY, "control.records-already", size_bytes)
+        self._hypervisor.record(size_bytes)
+
+    def recorded(self) -> tuple[bytes, int]:
+        """Take the events since the last time (``trace_format.py``), and how many were lost."""
+        recorder = self._hypervisor.recorder
+        return (b"", 0) if recorder is None else recorder.take()
+
     def audit(self) -> list[str]:
         """Recompute every count and mapping from scratch; return what differs."""
         return audit(self._hypervisor.machine, self._hypervisor.domains.values())

@@ -192,6 +192,12 @@ class Control(Protocol):
     def crash_record(self, domid: int) -> CrashRecord | None:
         """Tell why a domain crashed, if it did."""
 
+    def record(self, size_bytes: int) -> None:
+        """Record the traps of domains made from now on, in a buffer of so many bytes."""
+
+    def recorded(self) -> tuple[bytes, int]:
+        """Take the events since the last time (``trace_format.py``), and how many were lost."""
+
     def audit(self) -> list[str]:
         """Recompute every count and mapping from scratch; return what differs."""
 

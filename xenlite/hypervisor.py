@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.core.vcpu import Vcpu
     from xenlite.machine.clock import Clock
+    from xenlite.recorder import Recorder
 
 _FIRST_SLICE_BLOCKS: Final = 100_000
 _MIN_SLICE_BLOCKS: Final = 1_000
@@ -118,6 +119,7 @@ class Hypervisor:
         self.crashes: dict[int, CrashRecord] = {}
         self.console_output: Callable[[int, bytes], None] = _drop_output
         self.on_refused: Callable[[Refusal], None] | None = None
+        self.recorder: Recorder | None = None
         self._cpu_mode = cpu_mode
         self._last_domid = 0
         self._m2p = M2pWindow(self.machine)
@@ -158,6 +160,15 @@ class Hypervisor:
             self._links[domid] = LinkDoor(self, self.domains[domid])
         return self._links[domid]
 
+    def record(self, size_bytes: int) -> None:
+        """Record what domains made from now on do, and every event; see ``recorder.py``."""
+        from xenlite.recorder import Recorder
+
+        assert self.recorder is None, "it records already"
+        self.recorder = Recorder(self.machine.clock, size_bytes)
+        for domain in self.domains.values():
+            self.recorder.watch_events(domain)
+
     def close(self) -> None:
         """Destroy every domain and give the machine's memory back."""
         for guest in list(self._guests.values()):
@@ -196,14 +207,19 @@ class Hypervisor:
 
     def add_domain(self, domid: int, name: str, *, max_pages: int, max_vcpus: int) -> Domain:
         """Make an empty domain with an engine of its own."""
+        recorder = self.recorder
 
         def note(number: int, arguments: Arguments, refused: Refused) -> None:
+            if recorder is not None:
+                recorder.refused(domain, number, refused)
             if self.on_refused is not None:
                 self.on_refused(_refusal(domain, number, arguments, refused))
 
         cpu: Cpu
         route = make_route(lambda: cpu, note, self._time.rdtsc)
-        cpu = Cpu(self.machine.memory, traps=route.handlers, mode=self._cpu_mode)
+        recorded = None if recorder is None else recorder.wrap(route.handlers)
+        handlers = route.handlers if recorded is None else recorded.handlers
+        cpu = Cpu(self.machine.memory, traps=handlers, mode=self._cpu_mode)
         try:
             domain = assemble(
                 self.machine,
@@ -219,7 +235,12 @@ class Hypervisor:
             cpu.close()
             raise
         domain.console_write = lambda text: self.console_output(domid, text)
-        parts = route.bind(domain, table.build(domain, note))
+        calls = table.build(domain, note)
+        if recorded is not None:
+            recorded.bind(domain, calls)
+        parts = route.bind(domain, calls)
+        if recorded is not None:
+            recorded.join(parts)
         self._guests[domid] = _Guest(domain, cpu, parts)
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.add(domid)
@@ -232,6 +253,8 @@ class Hypervisor:
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.remove(domain.domid)
         self.crashes.pop(domain.domid, None)
+        if self.recorder is not None:
+            self.recorder.ended(domain)
         guest.parts.page_writes.release()
         take_apart(domain)
         guest.cpu.close()
@@ -244,6 +267,7 @@ class Hypervisor:
         ``deadline_ns`` is on the machine's monotonic clock.
         """
         clock, timers = self.machine.clock, self.machine.timers
+        run_slice = self._run_slice if self.recorder is None else self._run_recorded_slice
         while True:
             if self._wake.is_set():
                 self._wake.clear()
@@ -258,7 +282,7 @@ class Hypervisor:
             domains = self._guest_domains
             vcpu = self.scheduler.pick(domains, now_ns)
             if vcpu is not None:
-                self._run_slice(self._guests[vcpu.domain.domid], vcpu)
+                run_slice(self._guests[vcpu.domain.domid], vcpu)
             elif not self._work:
                 ends = (
                     deadline_ns,
@@ -310,6 +334,12 @@ class Hypervisor:
             self.scheduler.charge(domain.domid, now_ns - started_ns, now_ns)
             vcpu.runstate.enter(RUNSTATES[vcpu.state], now_ns)
 
+    def _run_recorded_slice(self, guest: _Guest, vcpu: Vcpu) -> None:
+        assert self.recorder is not None
+        started_ns = self.recorder.now_ns()
+        self._run_slice(guest, vcpu)
+        self.recorder.turn(vcpu, started_ns)
+
     def _deliver(self, guest: _Guest, vcpu: Vcpu) -> None:
         """Enter the handlers of what has come while the vCPU did not run."""
         bounce = guest.parts.bounce
@@ -330,6 +360,8 @@ class Hypervisor:
 
     def _crash(self, domain: Domain, crash: DomainCrash) -> None:
         domain.shutdown_reason = SHUTDOWN_crash
+        if self.recorder is not None:
+            self.recorder.crashed(domain, crash)
         self.crashes[domain.domid] = CrashRecord(
             domid=domain.domid,
             vcpu=domain.current.id,

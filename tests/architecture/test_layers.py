@@ -13,25 +13,28 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "xenlite"
 
 MICROHYPERVISOR = frozenset(
-    {"hypervisor", "control", "link", "traps", "registers", "hypercalls", "core", "machine"}
+    {"hypervisor", "control", "link", "traps", "recorder", "registers", "hypercalls", "core"}
+    | {"machine"}
 )
-BASE = frozenset({"abi", "errors"})
+BASE = frozenset({"abi", "errors", "trace_format"})
 # What each room may import besides itself. `xenlite` itself stands for the version.
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "abi": frozenset(),
     "errors": frozenset(),
+    "trace_format": frozenset(),
     "doors": BASE,
     "machine": BASE,
     "core": BASE | {"machine"},
     "hypercalls": BASE | {"machine", "core"},
     "registers": BASE | {"machine", "core"},
     "traps": BASE | {"machine", "core", "hypercalls"},
+    "recorder": BASE | {"machine", "core", "hypercalls", "traps"},
     "link": BASE | {"machine", "core", "doors", "hypervisor"},
     "control": BASE | {"machine", "core", "doors", "hypervisor", "registers"},
     "hypervisor": BASE | MICROHYPERVISOR | {"doors"},
     "dom0": BASE | {"doors"},
     "toolstack": BASE | {"doors", "dom0"},
-    "devkit": BASE | {"doors"},
+    "devkit": BASE | {"doors", "toolstack"},
     "cli": BASE | {"doors", "dom0", "toolstack", "devkit", "hypervisor", "machine"},
 }
 # The one place that knows both sides of the doors.

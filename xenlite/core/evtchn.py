@@ -122,6 +122,7 @@ class EventChannels:
         self.pollers: dict[int, frozenset[int]] = {}  # vCPU -> the ports that it waits for
         self._search_from = 1  # no port below is closed
         self.on_pending: Callable[[int], None] | None = None
+        self.receive = self._receive  # an attribute, so that a recorder can stand before it
 
     # -- binding ------------------------------------------------------------------------------
 
@@ -297,7 +298,7 @@ class EventChannels:
                 self._select(word, channel.vcpu)
             self._wrote()
 
-    def receive(self, port: int) -> None:
+    def _receive(self, port: int) -> None:
         """Take an event for an open port."""
         if self.on_pending is not None:
             self.on_pending(port)
