@@ -268,7 +268,7 @@ def _record_call(recorder: Recorder, domain: Domain, number: int, handler: Handl
         esp = regs[ESP]
         base = bases.get(esp >> _REGION_SHIFT)
         if base is None or esp & 3:
-            return 0
+            return _word(domain, esp)
         entry = m64[base + (esp >> PAGE_SHIFT & INDEX_MASK)]
         if not entry & PTE_P:
             return 0
@@ -362,6 +362,10 @@ def _copy(domain: Domain, pointer: _Pointer, registers: tuple[int, ...]) -> tupl
     if not data:
         return b"", 0
     return COPY.pack(vaddr, len(data)) + padded(data), min(size, _WORD)
+
+
+def _word(domain: Domain, vaddr: int) -> int:
+    return int.from_bytes(_read_mapped(domain, vaddr, 4), "little")
 
 
 def _changed(domain: Domain, copies: bytes) -> bytes:

@@ -17,16 +17,18 @@ is MAGIC and such events; whoever writes it may add some of the kinds from SYMBO
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from struct import Struct
+from struct import error as StructError  # noqa: N812 - it is a class
 from typing import Final, NamedTuple
 
 MAGIC: Final = b"xenlite trace 1\n"
 HEAD: Final = Struct("<QIHBB12I")
 COPY: Final = Struct("<II")
 ALIGNMENT: Final = 8
-_NAME: Final = Struct("<I")
+_COUNT: Final = Struct("<I")
+_SPAN: Final = Struct("<II")
 
 
 class Kind(IntEnum):
@@ -200,23 +202,34 @@ def read(data: bytes, at: int = 0) -> Iterator[Record]:
         at += size
 
 
-def pack_symbols(names: dict[int, str]) -> bytes:
-    """Return the labels of a kernel as the extra of SYMBOLS: address, name, 0, and the next."""
-    return b"".join(
-        _NAME.pack(address) + name.encode("utf-8", "backslashreplace") + b"\0"
+def pack_symbols(names: dict[int, str], code: Iterable[range]) -> bytes:
+    """Return what is known of a kernel's addresses as the extra of SYMBOLS.
+
+    How many stretches of code, their bounds, how many labels; then address, name, 0 of each.
+    """
+    spans = list(code)
+    bounds = b"".join(_SPAN.pack(span.start, span.stop) for span in spans)
+    labels = b"".join(
+        _COUNT.pack(address) + name.encode("utf-8", "backslashreplace") + b"\0"
         for address, name in names.items()
     )
+    return _COUNT.pack(len(spans)) + bounds + _COUNT.pack(len(names)) + labels
 
 
-def unpack_symbols(extra: bytes) -> dict[int, str]:
+def unpack_symbols(extra: bytes) -> tuple[dict[int, str], list[range]]:
     """Read what ``pack_symbols`` wrote; ValueError where that isn't it."""
-    names = {}
-    at = 0
-    while at + _NAME.size < len(extra):
-        (address,) = _NAME.unpack_from(extra, at)
-        end = extra.index(b"\0", at + _NAME.size)
-        if end == at + _NAME.size:
-            break  # padding
-        names[address] = extra[at + _NAME.size : end].decode("utf-8", "backslashreplace")
-        at = end + 1
-    return names
+    try:
+        (spans,) = _COUNT.unpack_from(extra)
+        at = _COUNT.size + spans * _SPAN.size
+        code = [range(*bounds) for bounds in _SPAN.iter_unpack(extra[_COUNT.size : at])]
+        (labels,) = _COUNT.unpack_from(extra, at)
+        at += _COUNT.size
+        names = {}
+        for _ in range(labels):
+            (address,) = _COUNT.unpack_from(extra, at)
+            end = extra.index(b"\0", at + _COUNT.size)
+            names[address] = extra[at + _COUNT.size : end].decode("utf-8", "backslashreplace")
+            at = end + 1
+    except StructError as error:
+        raise ValueError(f"labels: {error}") from None
+    return names, code

@@ -3759,6 +3759,7 @@ FIELD_NAMES: Final[dict[str, dict[int, str]]] = {
     "update_va_mapping_otherdomain(domid)": DOMID_NAMES,
     "evtchn_bind_virq.virq": VIRQ_NAMES,
     "mmuext_op.cmd": MMUEXT_NAMES,
+    "vm_assist(type)": VMASST_TYPE_NAMES,
     "evtchn_status.status": EVTCHNSTAT_NAMES,
     "sched_shutdown.reason": SHUTDOWN_NAMES,
     "sched_remote_shutdown.reason": SHUTDOWN_NAMES,

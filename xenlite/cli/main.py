@@ -86,7 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     verbs = parser.add_subparsers(metavar="VERB")
-    _add_run(verbs, "run", "run domains here, with their consoles on this terminal", RUN_ABOUT)
+    run = _add_run(
+        verbs, "run", "run domains here, with their consoles on this terminal", RUN_ABOUT
+    )
+    run.add_argument("-c", dest="counts", action="store_true", help="the same as --counts")
     create = _add_run(verbs, "create", "make a domain and run it (today: as `run`)", CREATE_ABOUT)
     # What fingers trained on xl add; the first two ask for what happens anyway.
     create.add_argument("-c", "--console", action="store_true", help="join the console, as always")
@@ -140,6 +143,22 @@ def _add_run(
     )
     parser.add_argument(
         "--audit", action="store_true", help="recompute every invariant while it runs (slow)"
+    )
+    seeing = parser.add_argument_group("seeing what the guests do (slower: every trap is shown)")
+    seeing.add_argument(
+        "--strace", action="store_true", help="show hypercalls, traps, events and upcalls"
+    )
+    seeing.add_argument(
+        "-e", dest="events", metavar="NAMES", help="of those only: mmu_update,evtchn,fault or !iret"
+    )
+    seeing.add_argument(
+        "--counts", action="store_true", help="count instead: calls, errors, time, p50, p99"
+    )
+    seeing.add_argument(
+        "-o", "--strace-output", type=Path, metavar="FILE", help="write that to a file"
+    )
+    seeing.add_argument(
+        "--trace", type=Path, metavar="FILE", help="record all of it for `xenlite trace`"
     )
     parser.set_defaults(verb=_run)
     return parser

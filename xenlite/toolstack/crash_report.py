@@ -5,23 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import (
-    CALLBACKOP_NAMES,
-    CONSOLEIO_NAMES,
-    ERRNO_NAMES,
-    EVTCHNOP_NAMES,
-    GNTTABOP_NAMES,
-    HYPERCALL_ARGS,
-    HYPERCALL_NAMES,
-    PHYSDEVOP_NAMES,
-    SCHEDOP_NAMES,
-    VCPUOP_NAMES,
-    VMASST_CMD_NAMES,
-    VMASST_TYPE_NAMES,
-    XENMEM_NAMES,
-    XENVER_NAMES,
-    HYPERVISOR_iret,
-)
+from xenlite.abi.x86_32p import HYPERVISOR_iret
+from xenlite.toolstack.call_text import call_text, result_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,20 +14,7 @@ if TYPE_CHECKING:
     from xenlite.doors import Control, CrashRecord, HypercallRecord, Refusal
     from xenlite.toolstack.symbols import Symbols
 
-COMMANDS: Final = {
-    ("sched_op", "cmd"): SCHEDOP_NAMES,
-    ("sched_op_compat", "cmd"): SCHEDOP_NAMES,
-    ("event_channel_op", "cmd"): EVTCHNOP_NAMES,
-    ("memory_op", "cmd"): XENMEM_NAMES,
-    ("xen_version", "cmd"): XENVER_NAMES,
-    ("console_io", "cmd"): CONSOLEIO_NAMES,
-    ("grant_table_op", "cmd"): GNTTABOP_NAMES,
-    ("callback_op", "cmd"): CALLBACKOP_NAMES,
-    ("vcpu_op", "cmd"): VCPUOP_NAMES,
-    ("physdev_op", "cmd"): PHYSDEVOP_NAMES,
-    ("vm_assist", "cmd"): VMASST_CMD_NAMES,
-    ("vm_assist", "type"): VMASST_TYPE_NAMES,
-}
+_WORD: Final = 0xFFFFFFFF
 STACK_WORDS: Final = 32
 CODE_BYTES: Final = 15  # the longest instruction
 REGISTER_ROWS: Final = (
@@ -82,7 +54,7 @@ def refusal_line(refusal: Refusal, symbols: Symbols) -> str:
     The caller is the return address on the stack where that is code (a call of the hypercall
     page), else the ``int`` itself.
     """
-    call = _call(refusal.number, refusal.arguments)
+    call = call_text(refusal.number, refusal.arguments)
     argument = refusal.argument
     what = hex(argument) if isinstance(argument, int) else argument
     rule = refusal.rule if what is None else f"{refusal.rule} ({what})"
@@ -90,7 +62,7 @@ def refusal_line(refusal: Refusal, symbols: Symbols) -> str:
         rule += f" in entry {refusal.entry}"
     caller = refusal.caller
     place = caller if caller is not None and symbols.is_code(caller) else refusal.eip
-    return f"{call} = {_result(-refusal.errno)}: {rule}, from {symbols.show(place)}"
+    return f"{call} = {result_text(-refusal.errno & _WORD)}: {rule}, from {symbols.show(place)}"
 
 
 def _registers(registers: dict[str, int]) -> Iterator[str]:
@@ -136,30 +108,7 @@ def _stack(control: Control, record: CrashRecord, symbols: Symbols) -> Iterator[
 
 
 def _hypercall(record: HypercallRecord) -> str:
-    call = _call(record.number, record.arguments)
+    call = call_text(record.number, record.arguments)
     if record.number == HYPERVISOR_iret:
         return call  # goes elsewhere and has no result
-    return f"{call} = {'not finished' if record.result is None else _result(record.result)}"
-
-
-def _call(number: int, registers: Sequence[int]) -> str:
-    """Write a hypercall as C would: arguments by name, 64-bit ones joined, commands in words."""
-    name = HYPERCALL_NAMES.get(number)
-    if name is None:
-        return f"hypercall {number}({', '.join(map(hex, registers))})"
-    words = iter(registers)
-    arguments = []
-    for argument, kind in HYPERCALL_ARGS[name]:
-        value = next(words, 0)
-        if kind == "uint64":
-            value |= next(words, 0) << 32
-        names = COMMANDS.get((name, argument), {})
-        arguments.append(f"{argument}={names.get(value, hex(value))}")
-    return f"{name}({', '.join(arguments)})"
-
-
-def _result(value: int) -> str:
-    """Show a result by its errno's name where it is one."""
-    signed = value - (1 << 32) if value >= 1 << 31 else value
-    name = ERRNO_NAMES.get(-signed)
-    return f"-{name}" if signed < 0 and name is not None else f"{signed:#x}"
+    return f"{call} = {'not finished' if record.result is None else result_text(record.result)}"
