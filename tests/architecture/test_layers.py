@@ -96,7 +96,8 @@ def test_the_engine_and_the_assembler_have_one_door_each() -> None:
 def test_the_microhypervisor_stays_small() -> None:
     """The trusted base, comments and audit included; blank lines and import lists are not read.
 
-    Nor are the assembled bytes of trap_stub.s; its source is counted.
+    Nor are the assembled bytes of trap_stub.s; its source is counted, and so is the recorder, which
+    stands before every trap handler of a domain that is recorded.
     """
     lines = len((PACKAGE / "machine/trap_stub.s").read_text().splitlines())
     for path in FILES:
@@ -111,4 +112,4 @@ def test_the_microhypervisor_stays_small() -> None:
             }
             text = enumerate(path.read_text().splitlines(), 1)
             lines += sum(1 for n, line in text if line.strip() and n not in imports)
-    assert lines < 9000
+    assert lines < 9400

@@ -188,6 +188,17 @@ MMUEXT_NAMES: Final[dict[int, str]] = {
     20: "MMUEXT_UNMARK_SUPER",
 }
 
+# trace, public/trace.h
+TRACE_EXTRA_SHIFT: Final = 28
+TRC_HD_CYCLE_FLAG: Final = 0x80000000
+TRC_TRACE_CPU_CHANGE: Final = 0x1F003
+TRC_SCHED_RUNSTATE_CHANGE: Final = 0x21001
+TRC_SCHED_DOM_ADD: Final = 0x28001
+TRC_SCHED_DOM_REM: Final = 0x28002
+TRC_PV_TRAP: Final = 0x201003
+TRC_PV_PAGE_FAULT: Final = 0x201004
+TRC_PV_HYPERCALL_V2: Final = 0x20100D
+
 # uvm_flags, public/xen.h
 UVMF_NONE: Final = 0
 UVMF_TLB_FLUSH: Final = 1

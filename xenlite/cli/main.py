@@ -102,6 +102,18 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(verb=_check)
     schema = verbs.add_parser("schema", help="print the JSON Schema of dom.yaml, for editors")
     schema.set_defaults(verb=_schema)
+    trace = verbs.add_parser("trace", help="show or convert what `run --trace` has recorded")
+    trace.add_argument("file", type=Path, metavar="FILE", help="the record")
+    trace.add_argument(
+        "--to",
+        choices=("text", "perfetto", "xentrace"),
+        default="text",
+        help="lines (the default), a file for ui.perfetto.dev, or one for xenalyze --cpu-hz 1G",
+    )
+    trace.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to (stdout)")
+    trace.add_argument("-e", dest="events", metavar="NAMES", help="of the text, as of run --strace")
+    trace.add_argument("-c", "--counts", action="store_true", help="count instead, as run -c")
+    trace.set_defaults(verb=_trace)
     explain = verbs.add_parser("explain", help="tell what a rule is for, and how to keep it")
     explain.add_argument(
         "words", nargs="*", metavar="RULE", help="as in paging.l1-bits; none lists all"
@@ -199,6 +211,12 @@ def _schema(_options: argparse.Namespace) -> int:
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from xenlite.cli.trace import show
+
+    return show(options)
 
 
 def _explain(options: argparse.Namespace) -> int:

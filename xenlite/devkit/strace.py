@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import HYPERCALL_NAMES
@@ -136,6 +137,10 @@ class Strace:
         """Name addresses of a new domain by ``symbols()``."""
         self._symbols[domid] = symbols
 
+    def name_by(self, symbols: dict[int, Symbols]) -> None:
+        """Name addresses by these labels, a domain each."""
+        self._symbols |= {domid: partial(_the, labels) for domid, labels in symbols.items()}
+
     def events(self, data: bytes, lost: int) -> None:
         """Show what was recorded."""
         self.show(read(data))
@@ -152,6 +157,10 @@ class Strace:
                 continue
             symbols = self._symbols.get(happening.record.domid, _no_symbols)()
             self._write(readable(event_line(happening, symbols)))
+
+
+def _the(symbols: Symbols) -> Symbols:
+    return symbols
 
 
 def _no_symbols() -> Symbols:

@@ -7,6 +7,7 @@ one file is enough to show it all.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from xenlite.errors import ConfigError, Fault
@@ -52,8 +53,13 @@ class TraceFile:
 
     def close(self) -> None:
         """Close the file; what comes later is dropped."""
-        if self._file is not None:
-            self._end()
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+        except OSError as error:
+            self._give_up(error)
+        self._file = None
 
     def _append(self, data: bytes) -> None:
         if self._file is None:
@@ -61,16 +67,14 @@ class TraceFile:
         try:
             self._file.write(data)
         except OSError as error:
-            self._failed(f"{self._path}: {error.strerror}: the trace ends here")
-            self._end()
+            self._give_up(error)
 
-    def _end(self) -> None:
+    def _give_up(self, error: OSError) -> None:
         file, self._file = self._file, None
-        assert file is not None
-        try:
-            file.close()
-        except OSError as error:
-            self._failed(f"{self._path}: {error.strerror}: the trace is not whole")
+        self._failed(f"{self._path}: {error.strerror}: the trace ends here")
+        with suppress(OSError):  # what it holds back finds no room either
+            if file is not None:
+                file.close()
 
 
 class Trace:

@@ -69,8 +69,9 @@ _MNEMONICS: Final = {
     TRAP_machine_check: "#MC",
     TRAP_simd_error: "#XM",
 }
+_FIRST_ERROR: Final = 0xFFFFF000  # as a result of 32 bits
 _PF_WORDS: Final = ((16, "fetch"), (2, "write"), (0, "read"))
-_SPECIAL: Final = {
+_SPECIAL: Final[dict[int, str]] = {
     Outcome.REGISTERS_SET: "?",
     Outcome.RESTARTS: "? (is called again)",
     Outcome.CRASHED: "? (the domain crashed)",
@@ -119,11 +120,13 @@ class Happening(NamedTuple):
 
     @property
     def is_error(self) -> bool:
-        """Tell whether it is a hypercall with a negative result, or a crash."""
+        """Tell whether it is a hypercall that answers an error, or a crash."""
         record = self.record
         if record.kind is Kind.HYPERCALL:
             call = Hypercall._make(record.words)
-            return call.outcome == Outcome.CRASHED or call.result >> 31 == 1
+            if call.outcome == Outcome.RETURNED:
+                return call.result >= _FIRST_ERROR
+            return call.outcome in (Outcome.REFUSED, Outcome.CRASHED)
         return record.kind is Kind.CRASH
 
 
@@ -197,7 +200,7 @@ def _hypercall(happening: Happening, symbols: Symbols) -> str:
     record = happening.record
     call = Hypercall._make(record.words)
     text = call_text(happening.number, call.arguments, record.copies(), call.list_bytes)
-    result = _SPECIAL.get(Outcome(call.outcome)) or result_text(call.result)
+    result = _SPECIAL.get(call.outcome) or result_text(call.result)
     why = "" if happening.refusal is None else f": {_rule(happening.refusal)}"
     took = f"<{call.duration_ns / 1e3:.1f} us>"
     return f"{text} = {result}{why} {took} from {symbols.show(caller_of(call, symbols))}"
@@ -211,7 +214,7 @@ def _rule(refusal: Record) -> str:
 
 
 def _trap_name(trap: Trap) -> str:
-    match Cause(trap.cause):
+    match trap.cause:
         case Cause.SOFTWARE:
             return f"int {trap.vector:#x}"
         case Cause.IO:
@@ -220,7 +223,7 @@ def _trap_name(trap: Trap) -> str:
             return "sysenter" if trap.vector else "syscall"
         case Cause.STEP:
             return "step"
-        case Cause.FAULT:
+        case _:
             return _MNEMONICS.get(trap.vector, f"#{trap.vector}")
 
 
