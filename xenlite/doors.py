@@ -75,6 +75,43 @@ class CrashRecord:
     hypercalls: tuple[HypercallRecord, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PageStep:
+    """One entry on the way through page tables; ``mfn`` is None where it isn't present.
+
+    The rights are those of this entry alone.
+    """
+
+    level: int
+    index: int
+    entry: int
+    mfn: int | None
+    writable: bool
+    user: bool
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FrameInfo:
+    """What a frame is used as, and how often; ``owner`` is None for nobody."""
+
+    owner: int | None
+    type: str
+    type_count: int
+    references: int
+    is_pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRange:
+    """A stretch of an address space with the same rights; sizes in bytes."""
+
+    vaddr: int
+    size: int
+    writable: bool
+    executable: bool
+
+
 class GrantMapping(Protocol):
     """One granted page, mapped by a backend. Offsets and sizes in bytes, within the page."""
 
@@ -176,6 +213,15 @@ class Control(Protocol):
 
     def read_virtual(self, domid: int, vcpu: int, vaddr: int, size: int) -> bytes:
         """Read guest memory as far as it is mapped (shorter than ``size`` where it ends)."""
+
+    def page_walk(self, domid: int, vcpu: int, vaddr: int) -> list[PageStep]:
+        """Follow the vCPU's page tables to an address, as far as they are present."""
+
+    def mapped(self, domid: int, vcpu: int) -> list[MappedRange]:
+        """List what the vCPU's page tables map below the hypervisor's hole, in order."""
+
+    def frame(self, mfn: int) -> FrameInfo:
+        """Tell what a frame is used as."""
 
     def alloc_unbound(self, domid: int, remote: int) -> int:
         """Allocate a port of ``domid`` that ``remote`` may bind; return it."""

@@ -172,6 +172,9 @@ def _add_run(
     seeing.add_argument(
         "--trace", type=Path, metavar="FILE", help="record all of it for `xenlite trace`"
     )
+    seeing.add_argument(
+        "--crash-report", type=Path, metavar="FILE", help="keep crash reports, too, as JSON lines"
+    )
     parser.set_defaults(verb=_run)
     return parser
 

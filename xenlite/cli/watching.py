@@ -32,13 +32,22 @@ def open_watchers(
     return watchers
 
 
+def open_crash_reports(
+    options: argparse.Namespace, cleanup: ExitStack, say: Callable[[str], None]
+) -> Callable[[str], None]:
+    """Open the file for crash reports, if there is to be one: JSON, a line each."""
+    if options.crash_report is None:
+        return lambda _report: None
+    return _open_lines(options.crash_report, "--crash-report", cleanup, say)
+
+
 def _strace(options: argparse.Namespace, cleanup: ExitStack, say: Callable[[str], None]) -> Watcher:
     from xenlite.devkit.strace import Counts, Filter, Strace
 
     is_wanted = Filter(options.events or "")
     write = say
     if options.strace_output is not None:
-        write = _open_lines(options.strace_output, cleanup, say)
+        write = _open_lines(options.strace_output, "--strace-output", cleanup, say)
     counts = Counts() if options.counts else None
     if counts is not None:
         cleanup.callback(lambda: write(counts.table()))
@@ -46,13 +55,13 @@ def _strace(options: argparse.Namespace, cleanup: ExitStack, say: Callable[[str]
 
 
 def _open_lines(
-    path: Path, cleanup: ExitStack, say: Callable[[str], None]
+    path: Path, option: str, cleanup: ExitStack, say: Callable[[str], None]
 ) -> Callable[[str], None]:
     """Open a file for lines; a full disk ends it, and is told once."""
     try:
         file = path.open("w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise ConfigError(Fault(str(path), f"{error.strerror} (--strace-output)")) from None
+        raise ConfigError(Fault(str(path), f"{error.strerror} ({option})")) from None
     has_failed = False
 
     def attempt(step: Callable[[], object]) -> None:

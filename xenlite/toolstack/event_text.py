@@ -237,7 +237,8 @@ def _trap(trap: Trap, symbols: Symbols) -> str:
     elif trap.cause == Cause.FAULT and trap.error_code:
         name += f" (error {trap.error_code:#x})"
     ring = "" if trap.cpl == 1 else f" ring {trap.cpl}"
-    went_on = "is served" if trap.target == trap.eip else f"-> {symbols.show(trap.target)}"
+    is_entered = trap.target != trap.eip
+    went_on = f"-> {symbols.show(trap.target)}" if is_entered else "(no handler entered)"
     return f"{name} at {symbols.show(trap.eip)}{ring} {went_on}"
 
 

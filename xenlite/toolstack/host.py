@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from xenlite.abi.x86_32p import SHUTDOWN_poweroff, SHUTDOWN_reboot
@@ -39,12 +40,13 @@ class Voice:
     """Where a host speaks.
 
     ``console`` takes what the domain of a name prints, and ``ended`` hears that it has ended; both
-    before ``say`` takes our own lines about it.
+    before ``say`` takes our own lines about it. ``crashed`` takes each crash report as JSON.
     """
 
     console: Callable[[str, bytes], None]
     ended: Callable[[str], None]
     say: Callable[[str], None]
+    crashed: Callable[[str], None] = lambda _report: None
 
 
 class Watcher(Protocol):
@@ -216,19 +218,23 @@ class Host:
         assert domain is not None
         assert guest.console is not None
         guest.console.pump()
+        if self._watchers:
+            self._show_events()
         self._voice.ended(guest.config.name)
         info = self._control.info(domain.domid)
         reason = info.shutdown_reason
         assert reason is not None, f"domain {domain.domid} ended without a reason"
         self._report(guest, reason)
         wish = reaction(guest.config, reason)
+        if wish.dumps_core:
+            self._dump_core(guest.config.name, domain.domid)
         if wish is Reaction.PRESERVE:
             self._voice.say(f"domain {guest.config.name!r} is preserved")
             return exit_status(reason), True
         guest.stop()
         self._tails.pop(domain.domid, None)
         self._names.pop(domain.domid, None)
-        if wish is Reaction.RESTART:
+        if wish.restarts:
             if guest.restarts.allows(self._clock.monotonic_ns()):
                 self._start(guest)
                 return 0, False
@@ -247,12 +253,30 @@ class Host:
         name = guest.config.name
         record = self._control.crash_record(domain.domid)
         if record is not None:
-            from xenlite.toolstack.crash_report import crash_report
+            from xenlite.toolstack.crash_report import as_json, as_text, crash_report
+            from xenlite.trace_format import read
 
             tail = self._tails[domain.domid].lines(20)
-            self._voice.say(crash_report(self._control, name, record, guest.symbols(), tail))
+            events = [one for chunk in self._last_events for one in read(chunk)]
+            report = crash_report(self._control, name, record, guest.symbols(), tail, events)
+            self._voice.say(as_text(report))
+            self._voice.crashed(as_json(report))
         elif reason not in (SHUTDOWN_poweroff, SHUTDOWN_reboot):
             self._voice.say(f"domain {name!r} shut down: {reason_name(reason)}")
+
+    def _dump_core(self, name: str, domid: int) -> None:
+        """Write ``<name>-<domid>.core`` where xenlite was started; a full disk ends that alone."""
+        from xenlite.toolstack.coredump import write_core
+
+        path = Path(f"{name}-{domid}.core")
+        record = self._control.crash_record(domid)
+        try:
+            with path.open("wb") as file:
+                write_core(self._control, domid, 0 if record is None else record.vcpu, file)
+        except OSError as error:
+            self._voice.say(f"{path}: {error.strerror}: no core of domain {name!r}")
+        else:
+            self._voice.say(f"domain {name!r} is in {path}: gdb KERNEL {path}")
 
 
 def _domid(guest: Guest) -> int | None:
