@@ -98,6 +98,7 @@ class Group:
     name: str
     header: str
     names: str
+    shown_in: tuple[str, ...]
     doc: str
     constants: tuple[Constant, ...]
     unimplemented: dict[str, str]  # sub-operation: reason
@@ -110,6 +111,15 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
+class ListShape:
+    """How long the list is that an argument points to: counted by another, or up to a zero."""
+
+    count: str = ""
+    each: int = 1
+    until: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Hypercall:
     """One hypercall."""
 
@@ -118,6 +128,7 @@ class Hypercall:
     header: str
     doc: str
     args: dict[str, str]
+    lists: dict[str, ListShape]
     selector: str  # argument that selects a sub-operation; empty without any
     operations: str  # group of the sub-operations
     unimplemented: str
@@ -150,7 +161,7 @@ class Abi:
             for name, raw in document["xenlite"].items()
         )
         doc = "xenlite's own additions, off until a guest asks for them."
-        self.xenlite = Group("xenlite", "", "", doc, additions, {})
+        self.xenlite = Group("xenlite", "", "", (), doc, additions, {})
         self._check_references()
 
     def groups(self) -> list[Group]:
@@ -257,8 +268,9 @@ class Abi:
                 constants.append(Constant(key, value, c, c_name, entry.get("arg", ""), ""))
         reasons = raw.get("unimplemented", {})
         unimplemented = {op: reason for reason, ops in reasons.items() for op in ops}
-        names = raw.get("names", "")
-        return Group(name, header, names, raw.get("doc", ""), tuple(constants), unimplemented)
+        names, shown_in = raw.get("names", ""), tuple(raw.get("shown_in", ()))
+        doc = raw.get("doc", "")
+        return Group(name, header, names, shown_in, doc, tuple(constants), unimplemented)
 
     def _check_references(self) -> None:
         known = {*self.types, *self.layouts, "void"}
@@ -266,9 +278,17 @@ class Abi:
             for type_ in h.args.values():
                 if type_.removesuffix("*") not in known:
                     raise ValueError(f"{h.name}: there is no type {type_}")
+            for name, shape in h.lists.items():
+                for argument in filter(None, (name, shape.count)):
+                    if argument not in h.args:
+                        raise ValueError(f"{h.name}: there is no argument {argument}")
             if h.operations and h.operations not in {g.name for g in self.constants}:
                 raise ValueError(f"{h.name}: there is no group {h.operations}")
+        places = set(self._places())
         for group in self.constants:
+            for place in group.shown_in:
+                if place not in places:
+                    raise ValueError(f"{group.name}: there is no {place}")
             for c in group.constants:
                 if c.arg and c.arg not in known:
                     raise ValueError(f"{c.name}: there is no structure {c.arg}")
@@ -280,6 +300,13 @@ class Abi:
             if name in seen:
                 raise ValueError(f"{name}: defined by {seen[name]} and by {place}")
             seen[name] = place
+
+    def _places(self) -> Iterator[str]:
+        """Yield what `shown_in` may name: structure.field, hypercall(argument)."""
+        for h in self.hypercalls:
+            yield from (f"{h.name}({argument})" for argument in h.args)
+        for layout in self.layouts.values():
+            yield from (f"{layout.name}.{m.name}" for m in layout.members)
 
     def _all_names(self) -> Iterator[tuple[str, str]]:
         for h in self.hypercalls:
@@ -308,6 +335,7 @@ def _hypercall(name: str, raw: dict[str, Any]) -> Hypercall:
         header=raw["header"],
         doc=raw.get("doc", ""),
         args=raw["args"],
+        lists={name: ListShape(**shape) for name, shape in raw.get("lists", {}).items()},
         selector=operations.get("by", ""),
         operations=operations.get("of", ""),
         unimplemented=raw.get("unimplemented", ""),

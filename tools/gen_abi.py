@@ -96,6 +96,7 @@ def python_module(abi: Abi) -> str:
         lines += [f"{name}: Final = {offset}" for name, offset in abi.offsets(layout)]
     for layout in abi.layouts.values():
         lines += python_class(abi, layout)
+    lines += python_field_tables(abi)
     rows = [f'"{name}": {camel(name)}' for name in abi.layouts]
     lines += ["", "", *table("STRUCTURES: Final[dict[str, type[Structure]]] = ", rows)]
     return "\n".join(lines) + "\n"
@@ -124,7 +125,7 @@ def python_hypercall_tables(abi: Abi) -> list[str]:
     for h in calls:
         pairs = [f'("{name}", "{type_}")' for name, type_ in h.args.items()]
         lines += bracketed(f'"{h.name}": (', pairs, "),", "    ")
-    lines += ["}", "", "# Number: why the answer is -ENOSYS."]
+    lines += ["}", "", *python_list_table(abi), "", "# Number: why the answer is -ENOSYS."]
     rows = [f'{h.number}: "{h.unimplemented}"' for h in calls if h.unimplemented]
     lines += table("UNIMPLEMENTED: Final[dict[int, str]] = ", rows)
     lines += ["", "# Hypercall: the argument that selects, names, argument structures."]
@@ -145,6 +146,35 @@ def python_hypercall_tables(abi: Abi) -> list[str]:
                     lines.append(f'        {c.value}: "{reasons[c.name]}",')
             lines.append("    },")
     return [*lines, "}"]
+
+
+def python_list_table(abi: Abi) -> list[str]:
+    lines = [
+        "# Hypercall, argument that points to a list: the argument that counts its entries, how",
+        "# many of that make one, and the field whose 0 ends it.",
+        "LISTS: Final[dict[str, dict[str, tuple[str, int, str]]]] = {",
+    ]
+    for h in abi.hypercalls:
+        rows = [f'"{n}": ("{s.count}", {s.each}, "{s.until}")' for n, s in h.lists.items()]
+        if rows:
+            lines.append(f'    "{h.name}": {{{", ".join(rows)}}},')
+    return [*lines, "}"]
+
+
+def python_field_tables(abi: Abi) -> list[str]:
+    """Return the sizes of scalars, and the names of what fields and arguments hold."""
+    rows = [f'"{name}": {type_.size}' for name, type_ in abi.types.items()]
+    lines = ["", "", "# Bytes of a scalar."]
+    lines += table("SCALAR_SIZES: Final[dict[str, int]] = ", rows)
+    domids = [
+        f'"{layout.name}.{m.name}": DOMID_NAMES'
+        for layout in abi.layouts.values()
+        for m in layout.members
+        if m.type == "domid" and m.count is None
+    ]
+    others = [f'"{place}": {g.names}' for g in abi.groups() for place in g.shown_in]
+    lines += ["", "# What structure.field or hypercall(argument) holds, by value."]
+    return lines + table("FIELD_NAMES: Final[dict[str, dict[int, str]]] = ", domids + others)
 
 
 def python_class(abi: Abi, layout: Layout) -> list[str]:

@@ -6,9 +6,11 @@ It acts on paused domains with Dom0's rights, through the same validation that g
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
+    DOMID_INVALID,
     EBUSY,
     EEXIST,
     EINVAL,
@@ -19,27 +21,44 @@ from xenlite.abi.x86_32p import (
 )
 from xenlite.core.audit import audit
 from xenlite.core.domain import Domain
+from xenlite.core.hole import HOLE_START
 from xenlite.core.paging import WORK_BUDGET, Preempted
 from xenlite.core.scheduler import MAX_WEIGHT
 from xenlite.core.vcpu import VcpuState
-from xenlite.doors import CrashRecord, DomainInfo, RunState, VcpuContext
+from xenlite.doors import (
+    CrashRecord,
+    DomainInfo,
+    FrameInfo,
+    MappedRange,
+    PageStep,
+    RunState,
+    VcpuContext,
+)
 from xenlite.errors import Refused
 from xenlite.machine.frames import FrameType
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.trap import EIP, ESI, ESP
 from xenlite.machine.x86_32p import (
+    ENTRIES,
     INDEX_MASK,
     L1_SHIFT,
     L2_SHIFT,
     L3_SHIFT,
     PTE_ADDRESS,
+    PTE_NX,
     PTE_P,
+    PTE_RW,
+    PTE_US,
 )
 from xenlite.registers import read_registers
 
 if TYPE_CHECKING:
     from xenlite.core.vcpu import Vcpu
     from xenlite.hypervisor import Hypervisor
+
+
+L3_LEVEL: Final = 3
+_SHIFT_OF_LEVEL: Final = {3: L3_SHIFT, 2: L2_SHIFT, 1: L1_SHIFT}
 
 
 class ControlDoor:
@@ -210,6 +229,69 @@ class ControlDoor:
             out += self._memory.read(maddr, piece)
         return out
 
+    def page_walk(self, domid: int, vcpu: int, vaddr: int) -> list[PageStep]:
+        """Follow the vCPU's page tables to an address, as far as they are present."""
+        table = self._vcpu(domid, vcpu).cr3_mfn
+        steps: list[PageStep] = []
+        for level, shift in ((3, L3_SHIFT), (2, L2_SHIFT), (1, L1_SHIFT)):
+            if table is None:
+                break
+            index = vaddr >> shift & INDEX_MASK
+            entry = self._memory.m64[table * ENTRIES + index]
+            table = (entry & PTE_ADDRESS) >> PAGE_SHIFT if entry & PTE_P else None
+            steps.append(
+                PageStep(
+                    level,
+                    index,
+                    entry,
+                    table,
+                    # An L3 entry of PAE has no rights: it takes none away.
+                    writable=level == L3_LEVEL or bool(entry & PTE_RW),
+                    user=level == L3_LEVEL or bool(entry & PTE_US),
+                    executable=not entry & PTE_NX,
+                )
+            )
+        return steps
+
+    def mapped(self, domid: int, vcpu: int) -> list[MappedRange]:
+        """List what the vCPU's page tables map below the hypervisor's hole, in order."""
+        found: list[MappedRange] = []
+        vaddr = 0
+        while vaddr < HOLE_START:
+            steps = self.page_walk(domid, vcpu, vaddr)
+            if not steps:
+                break
+            last = steps[-1]
+            size = 1 << _SHIFT_OF_LEVEL[last.level]
+            if last.mfn is not None:
+                writable = all(step.writable for step in steps)
+                executable = all(step.executable for step in steps)
+                before = found[-1] if found else None
+                if (
+                    before is not None
+                    and before.vaddr + before.size == vaddr
+                    and (before.writable, before.executable) == (writable, executable)
+                ):
+                    found[-1] = replace(before, size=before.size + size)
+                else:
+                    found.append(MappedRange(vaddr, size, writable, executable))
+            vaddr = (vaddr | (size - 1)) + 1
+        return found
+
+    def frame(self, mfn: int) -> FrameInfo:
+        """Tell what a frame is used as."""
+        frames = self._frames
+        if not 0 <= mfn < frames.nr_frames:
+            raise Refused(EINVAL, "control.no-such-frame", mfn)
+        owner = frames.owner[mfn]
+        return FrameInfo(
+            owner=None if owner == DOMID_INVALID else owner,
+            type=FrameType(frames.kind[mfn]).name.lower(),
+            type_count=frames.type_count[mfn],
+            references=frames.refs[mfn],
+            is_pinned=mfn in frames.pinned,
+        )
+
     # -- ports and grants ---------------------------------------------------------------------
 
     def alloc_unbound(self, domid: int, remote: int) -> int:
@@ -226,6 +308,17 @@ class ControlDoor:
     def crash_record(self, domid: int) -> CrashRecord | None:
         """Tell why a domain crashed, if it did."""
         return self._hypervisor.crashes.get(self._domain(domid).domid)
+
+    def record(self, size_bytes: int) -> None:
+        """Record the traps of domains made from now on, in a buffer of so many bytes."""
+        if self._hypervisor.recorder is not None:
+            raise Refused(EBUSY, "control.records-already", size_bytes)
+        self._hypervisor.record(size_bytes)
+
+    def recorded(self) -> tuple[bytes, int]:
+        """Take the events since the last time (``trace_format.py``), and how many were lost."""
+        recorder = self._hypervisor.recorder
+        return (b"", 0) if recorder is None else recorder.take()
 
     def audit(self) -> list[str]:
         """Recompute every count and mapping from scratch; return what differs."""

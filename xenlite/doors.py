@@ -75,6 +75,43 @@ class CrashRecord:
     hypercalls: tuple[HypercallRecord, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class PageStep:
+    """One entry on the way through page tables; ``mfn`` is None where it isn't present.
+
+    The rights are those of this entry alone.
+    """
+
+    level: int
+    index: int
+    entry: int
+    mfn: int | None
+    writable: bool
+    user: bool
+    executable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FrameInfo:
+    """What a frame is used as, and how often; ``owner`` is None for nobody."""
+
+    owner: int | None
+    type: str
+    type_count: int
+    references: int
+    is_pinned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRange:
+    """A stretch of an address space with the same rights; sizes in bytes."""
+
+    vaddr: int
+    size: int
+    writable: bool
+    executable: bool
+
+
 class GrantMapping(Protocol):
     """One granted page, mapped by a backend. Offsets and sizes in bytes, within the page."""
 
@@ -177,6 +214,15 @@ class Control(Protocol):
     def read_virtual(self, domid: int, vcpu: int, vaddr: int, size: int) -> bytes:
         """Read guest memory as far as it is mapped (shorter than ``size`` where it ends)."""
 
+    def page_walk(self, domid: int, vcpu: int, vaddr: int) -> list[PageStep]:
+        """Follow the vCPU's page tables to an address, as far as they are present."""
+
+    def mapped(self, domid: int, vcpu: int) -> list[MappedRange]:
+        """List what the vCPU's page tables map below the hypervisor's hole, in order."""
+
+    def frame(self, mfn: int) -> FrameInfo:
+        """Tell what a frame is used as."""
+
     def alloc_unbound(self, domid: int, remote: int) -> int:
         """Allocate a port of ``domid`` that ``remote`` may bind; return it."""
 
@@ -192,6 +238,12 @@ class Control(Protocol):
     def crash_record(self, domid: int) -> CrashRecord | None:
         """Tell why a domain crashed, if it did."""
 
+    def record(self, size_bytes: int) -> None:
+        """Record the traps of domains made from now on, in a buffer of so many bytes."""
+
+    def recorded(self) -> tuple[bytes, int]:
+        """Take the events since the last time (``trace_format.py``), and how many were lost."""
+
     def audit(self) -> list[str]:
         """Recompute every count and mapping from scratch; return what differs."""
 
@@ -202,6 +254,7 @@ class Refusal:
 
     ``eip`` follows the ``int``; ``caller`` is the word on top of the guest's stack, which is the
     return address where the call went through the hypercall page (None where unreadable).
+    ``entry`` is the index of the entry at fault, where the call's arguments name a list.
     """
 
     domid: int
@@ -211,5 +264,6 @@ class Refusal:
     errno: int
     rule: str
     argument: object
+    entry: int | None
     eip: int
     caller: int | None

@@ -21,15 +21,19 @@ from dataclasses import dataclass
 
 
 class Refused(Exception):  # noqa: N818 - a normal outcome, named for what happened
-    """Refuse one request of a guest: it gets ``-errno`` and goes on."""
+    """Refuse one request of a guest: it gets ``-errno`` and goes on.
 
-    __slots__ = ("argument", "errno", "rule")
+    ``entry`` is the index of the entry at fault, where the request is a list.
+    """
+
+    __slots__ = ("argument", "entry", "errno", "rule")
 
     def __init__(self, errno: int, rule: str, argument: object = None) -> None:
         super().__init__(errno, rule, argument)
         self.errno = errno
         self.rule = rule
         self.argument = argument
+        self.entry: int | None = None
 
     def __str__(self) -> str:
         where = "" if self.argument is None else f": {_show(self.argument)}"

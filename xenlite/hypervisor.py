@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.core.vcpu import Vcpu
     from xenlite.machine.clock import Clock
+    from xenlite.recorder import Recorder
 
 _FIRST_SLICE_BLOCKS: Final = 100_000
 _MIN_SLICE_BLOCKS: Final = 1_000
@@ -116,6 +117,7 @@ class Hypervisor:
         self.crashes: dict[int, CrashRecord] = {}
         self.console_output: Callable[[int, bytes], None] = _drop_output
         self.on_refused: Callable[[Refusal], None] | None = None
+        self.recorder: Recorder | None = None
         self._cpu_mode = cpu_mode
         self._last_domid = 0
         self._m2p = M2pWindow(self.machine)
@@ -156,6 +158,15 @@ class Hypervisor:
             self._links[domid] = LinkDoor(self, self.domains[domid])
         return self._links[domid]
 
+    def record(self, size_bytes: int) -> None:
+        """Record what domains made from now on do, and every event; see ``recorder.py``."""
+        from xenlite.recorder import Recorder
+
+        assert self.recorder is None, "it records already"
+        self.recorder = Recorder(self.machine.clock, size_bytes)
+        for domain in self.domains.values():
+            self.recorder.watch_events(domain)
+
     def close(self) -> None:
         """Destroy every domain and give the machine's memory back."""
         for guest in list(self._guests.values()):
@@ -194,14 +205,19 @@ class Hypervisor:
 
     def add_domain(self, domid: int, name: str, *, max_pages: int, max_vcpus: int) -> Domain:
         """Make an empty domain with an engine of its own."""
+        recorder = self.recorder
 
         def note(number: int, arguments: Arguments, refused: Refused) -> None:
+            if recorder is not None:
+                recorder.refused(domain, number, refused)
             if self.on_refused is not None:
                 self.on_refused(_refusal(domain, number, arguments, refused))
 
         cpu: Cpu
         route = make_route(lambda: cpu, note, self._time.rdtsc)
-        cpu = Cpu(self.machine.memory, traps=route.handlers, mode=self._cpu_mode)
+        recorded = None if recorder is None else recorder.wrap(route.handlers)
+        handlers = route.handlers if recorded is None else recorded.handlers
+        cpu = Cpu(self.machine.memory, traps=handlers, mode=self._cpu_mode)
         try:
             domain = assemble(
                 self.machine,
@@ -217,7 +233,12 @@ class Hypervisor:
             cpu.close()
             raise
         domain.console_write = lambda text: self.console_output(domid, text)
-        parts = route.bind(domain, table.build(domain, note))
+        calls = table.build(domain, note)
+        if recorded is not None:
+            recorded.bind(domain, calls)
+        parts = route.bind(domain, calls)
+        if recorded is not None:
+            recorded.join(parts)
         self._guests[domid] = _Guest(domain, cpu, parts)
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.add(domid)
@@ -230,6 +251,8 @@ class Hypervisor:
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.remove(domain.domid)
         self.crashes.pop(domain.domid, None)
+        if self.recorder is not None:
+            self.recorder.ended(domain)
         guest.parts.page_writes.release()
         take_apart(domain)
         guest.cpu.close()
@@ -243,6 +266,7 @@ class Hypervisor:
         """
         clock, timers = self.machine.clock, self.machine.timers
         now_ns = clock.monotonic_ns()
+        run_slice = self._run_slice if self.recorder is None else self._run_recorded_slice
         while True:
             if self._wake.is_set():
                 self._wake.clear()
@@ -258,7 +282,7 @@ class Hypervisor:
             domains = self._guest_domains
             vcpu = self.scheduler.pick(domains, now_ns)
             if vcpu is not None:
-                now_ns = self._run_slice(self._guests[vcpu.domain.domid], vcpu, now_ns)
+                now_ns = run_slice(self._guests[vcpu.domain.domid], vcpu, now_ns)
                 continue
             if not self._work:
                 ends = (
@@ -321,6 +345,12 @@ class Hypervisor:
             guest.calibrate(blocks - cpu.blocks_left, spent_ns)
         return now_ns
 
+    def _run_recorded_slice(self, guest: _Guest, vcpu: Vcpu, started_ns: int) -> int:
+        assert self.recorder is not None
+        ended_ns = self._run_slice(guest, vcpu, started_ns)
+        self.recorder.turn(vcpu, started_ns)
+        return ended_ns
+
     def _deliver_nmi(self, guest: _Guest, vcpu: Vcpu) -> None:
         """Enter the handler of an NMI; unlike on Xen, another may come before it returns."""
         vcpu.nmi_pending = False
@@ -339,6 +369,8 @@ class Hypervisor:
 
     def _crash(self, domain: Domain, crash: DomainCrash) -> None:
         domain.shutdown_reason = SHUTDOWN_crash
+        if self.recorder is not None:
+            self.recorder.crashed(domain, crash)
         self.crashes[domain.domid] = CrashRecord(
             domid=domain.domid,
             vcpu=domain.current.id,
@@ -367,6 +399,7 @@ def _refusal(domain: Domain, number: int, arguments: Arguments, refused: Refused
         errno=refused.errno,
         rule=refused.rule,
         argument=refused.argument,
+        entry=refused.entry,
         eip=regs[EIP],
         caller=caller,
     )

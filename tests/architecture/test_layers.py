@@ -13,25 +13,28 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "xenlite"
 
 MICROHYPERVISOR = frozenset(
-    {"hypervisor", "control", "link", "traps", "registers", "hypercalls", "core", "machine"}
+    {"hypervisor", "control", "link", "traps", "recorder", "registers", "hypercalls", "core"}
+    | {"machine"}
 )
-BASE = frozenset({"abi", "errors"})
+BASE = frozenset({"abi", "errors", "trace_format"})
 # What each room may import besides itself. `xenlite` itself stands for the version.
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "abi": frozenset(),
     "errors": frozenset(),
+    "trace_format": frozenset(),
     "doors": BASE,
     "machine": BASE,
     "core": BASE | {"machine"},
     "hypercalls": BASE | {"machine", "core"},
     "registers": BASE | {"machine", "core"},
     "traps": BASE | {"machine", "core", "hypercalls"},
+    "recorder": BASE | {"machine", "core", "hypercalls", "traps"},
     "link": BASE | {"machine", "core", "doors", "hypervisor"},
     "control": BASE | {"machine", "core", "doors", "hypervisor", "registers"},
     "hypervisor": BASE | MICROHYPERVISOR | {"doors"},
     "dom0": BASE | {"doors"},
     "toolstack": BASE | {"doors", "dom0"},
-    "devkit": BASE | {"doors"},
+    "devkit": BASE | {"doors", "toolstack"},
     "cli": BASE | {"doors", "dom0", "toolstack", "devkit", "hypervisor", "machine"},
 }
 # The one place that knows both sides of the doors.
@@ -93,7 +96,8 @@ def test_the_engine_and_the_assembler_have_one_door_each() -> None:
 def test_the_microhypervisor_stays_small() -> None:
     """The trusted base, comments and audit included; blank lines and import lists are not read.
 
-    Nor are the assembled bytes of trap_stub.s; its source is counted.
+    Nor are the assembled bytes of trap_stub.s; its source is counted, and so is the recorder, which
+    stands before every trap handler of a domain that is recorded.
     """
     lines = len((PACKAGE / "machine/trap_stub.s").read_text().splitlines())
     for path in FILES:
@@ -108,4 +112,4 @@ def test_the_microhypervisor_stays_small() -> None:
             }
             text = enumerate(path.read_text().splitlines(), 1)
             lines += sum(1 for n, line in text if line.strip() and n not in imports)
-    assert lines < 9000
+    assert lines < 9400

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import select
 import signal
@@ -310,6 +311,70 @@ def test_a_crash_is_explained_in_the_guests_words(domain: Path) -> None:
     assert "<crash>" in report, "the stack word is named"
     assert "console_io(cmd=CONSOLEIO_write, count=0x6, buffer=0x" in report
     assert report.endswith("end of the console:\n  hello\n")
+
+
+def test_a_crash_report_shows_the_page_tables_and_the_rule(domain: Path, tmp_path: Path) -> None:
+    path = tmp_path / "crashes"
+    text = run(domain, "cmdline=c", "--crash-report", path).stderr.decode()
+    assert "`xenlite explain traps.no-handler` says what that rule is for" in text
+    assert "page tables at eip c000" in text
+    assert "of d1, l2xen, 1 uses as that, " in text
+    assert "events:" not in text, "none were recorded"
+    (line,) = path.read_text().splitlines()
+    report = json.loads(line)
+    assert (report["domain"], report["rule"]) == ("ob", "traps.no-handler")
+    assert report["registers"]["eax"] == 0x12345678
+    assert report["instruction"].endswith("ud2")
+    walks = {walk["register"]: walk["steps"] for walk in report["walks"]}
+    assert [step[:3] for step in walks["eip"]] == ["L3[", "L2[", "L1["]
+    assert walks["cr2"] == ["L3[0] = 0x0, not present"]
+    assert "crash" in [word["label"] for word in report["stack"]]
+    assert report["console"] == ["hello"]
+
+
+def test_a_recorded_crash_shows_the_last_events_in_their_order(
+    domain: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "crashes"
+    run(domain, "cmdline=c", "--crash-report", path, "--trace", tmp_path / "trace")
+    events = json.loads(path.read_text())["events"]
+    assert [event.split()[2].split("(")[0] for event in events] == [
+        "domain",
+        "console_io",
+        "#UD",
+        "crashed:",
+    ]
+
+
+@pytest.mark.parametrize("wish", ["coredump-destroy", "coredump-restart"])
+def test_gdb_opens_a_core_with_the_kernels_symbols(
+    domain: Path, kernel: Path, tmp_path: Path, wish: str
+) -> None:
+    command = [*XENLITE, "run", str(domain), "cmdline=c", f"on_crash={wish}"]
+    ended = subprocess.run(
+        command,
+        input=b"",
+        capture_output=True,
+        cwd=tmp_path,
+        timeout=PATIENCE,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 19
+    cores = sorted(path.name for path in tmp_path.glob("ob-*.core"))
+    starts = 1 if wish == "coredump-destroy" else 6
+    assert cores == [f"ob-{domid}.core" for domid in range(1, starts + 1)]
+    asked = ["info registers eax", "backtrace 2", "x/i $eip", "x/s &hello"]
+    words = [word for one in asked for word in ("-ex", one)]
+    command = ["gdb", "-batch", "-nx", *words, str(kernel), str(tmp_path / cores[0])]
+    said = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, check=True
+    ).stdout
+    assert "0x12345678" in said
+    assert "crash_here ()" in said
+    assert "#1 " in said
+    assert "<crash_here>:\tud2" in said
+    assert '<hello>:\t"hello\\n' in said
 
 
 def test_verbose_says_why_a_hypercall_was_refused_and_who_made_it(domain: Path) -> None:

@@ -188,6 +188,17 @@ MMUEXT_NAMES: Final[dict[int, str]] = {
     20: "MMUEXT_UNMARK_SUPER",
 }
 
+# trace, public/trace.h
+TRACE_EXTRA_SHIFT: Final = 28
+TRC_HD_CYCLE_FLAG: Final = 0x80000000
+TRC_TRACE_CPU_CHANGE: Final = 0x1F003
+TRC_SCHED_RUNSTATE_CHANGE: Final = 0x21001
+TRC_SCHED_DOM_ADD: Final = 0x28001
+TRC_SCHED_DOM_REM: Final = 0x28002
+TRC_PV_TRAP: Final = 0x201003
+TRC_PV_PAGE_FAULT: Final = 0x201004
+TRC_PV_HYPERCALL_V2: Final = 0x20100D
+
 # uvm_flags, public/xen.h
 UVMF_NONE: Final = 0
 UVMF_TLB_FLUSH: Final = 1
@@ -1600,6 +1611,18 @@ HYPERCALL_ARGS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "arch_5": (),
     "arch_6": (),
     "arch_7": (),
+}
+
+# Hypercall, argument that points to a list: the argument that counts its entries, how
+# many of that make one, and the field whose 0 ends it.
+LISTS: Final[dict[str, dict[str, tuple[str, int, str]]]] = {
+    "set_trap_table": {"traps": ("", 1, "address")},
+    "mmu_update": {"ureqs": ("count", 1, "")},
+    "set_gdt": {"frame_list": ("entries", 512, "")},
+    "multicall": {"call_list": ("nr_calls", 1, "")},
+    "console_io": {"buffer": ("count", 1, "")},
+    "grant_table_op": {"uop": ("count", 1, "")},
+    "mmuext_op": {"uops": ("count", 1, "")},
 }
 
 # Number: why the answer is -ENOSYS.
@@ -3692,6 +3715,68 @@ class NetifExtraInfo(Structure):
     flags: int
     u: bytes
     LAYOUT: ClassVar = Struct("<BB6s")
+
+
+# Bytes of a scalar.
+SCALAR_SIZES: Final[dict[str, int]] = {
+    "char": 1,
+    "uint8": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "int8": 1,
+    "int16": 2,
+    "int32": 4,
+    "int": 4,
+    "uint": 4,
+    "ulong": 4,
+    "handle": 4,
+    "xen_ulong": 4,
+    "xen_pfn": 4,
+    "domid": 2,
+    "evtchn_port": 4,
+    "grant_ref": 4,
+    "grant_handle": 4,
+    "ring_idx": 4,
+}
+
+# What structure.field or hypercall(argument) holds, by value.
+FIELD_NAMES: Final[dict[str, dict[int, str]]] = {
+    "evtchn_bind_interdomain.remote_dom": DOMID_NAMES,
+    "evtchn_status.dom": DOMID_NAMES,
+    "evtchn_alloc_unbound.dom": DOMID_NAMES,
+    "evtchn_alloc_unbound.remote_dom": DOMID_NAMES,
+    "evtchn_reset.dom": DOMID_NAMES,
+    "sched_remote_shutdown.domain_id": DOMID_NAMES,
+    "xen_memory_reservation.domid": DOMID_NAMES,
+    "xen_add_to_physmap.domid": DOMID_NAMES,
+    "xen_add_to_physmap_batch.domid": DOMID_NAMES,
+    "xen_remove_from_physmap.domid": DOMID_NAMES,
+    "xen_foreign_memory_map.domid": DOMID_NAMES,
+    "xen_pod_target.domid": DOMID_NAMES,
+    "grant_entry_v1.domid": DOMID_NAMES,
+    "grant_entry_header.domid": DOMID_NAMES,
+    "gnttab_map_grant_ref.dom": DOMID_NAMES,
+    "gnttab_setup_table.dom": DOMID_NAMES,
+    "gnttab_dump_table.dom": DOMID_NAMES,
+    "gnttab_transfer.domid": DOMID_NAMES,
+    "gnttab_query_size.dom": DOMID_NAMES,
+    "gnttab_get_status_frames.dom": DOMID_NAMES,
+    "gnttab_get_version.dom": DOMID_NAMES,
+    "physdev_map_pirq.domid": DOMID_NAMES,
+    "physdev_unmap_pirq.domid": DOMID_NAMES,
+    "mmu_update(foreigndom)": DOMID_NAMES,
+    "mmuext_op(foreigndom)": DOMID_NAMES,
+    "update_va_mapping_otherdomain(domid)": DOMID_NAMES,
+    "evtchn_bind_virq.virq": VIRQ_NAMES,
+    "mmuext_op.cmd": MMUEXT_NAMES,
+    "vm_assist(type)": VMASST_TYPE_NAMES,
+    "evtchn_status.status": EVTCHNSTAT_NAMES,
+    "sched_shutdown.reason": SHUTDOWN_NAMES,
+    "sched_remote_shutdown.reason": SHUTDOWN_NAMES,
+    "callback_register.type": CALLBACKTYPE_NAMES,
+    "callback_unregister.type": CALLBACKTYPE_NAMES,
+}
 
 
 STRUCTURES: Final[dict[str, type[Structure]]] = {

@@ -86,7 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and leave")
     verbs = parser.add_subparsers(metavar="VERB")
-    _add_run(verbs, "run", "run domains here, with their consoles on this terminal", RUN_ABOUT)
+    run = _add_run(
+        verbs, "run", "run domains here, with their consoles on this terminal", RUN_ABOUT
+    )
+    run.add_argument("-c", dest="counts", action="store_true", help="the same as --counts")
     create = _add_run(verbs, "create", "make a domain and run it (today: as `run`)", CREATE_ABOUT)
     # What fingers trained on xl add; the first two ask for what happens anyway.
     create.add_argument("-c", "--console", action="store_true", help="join the console, as always")
@@ -99,6 +102,23 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(verb=_check)
     schema = verbs.add_parser("schema", help="print the JSON Schema of dom.yaml, for editors")
     schema.set_defaults(verb=_schema)
+    trace = verbs.add_parser("trace", help="show or convert what `run --trace` has recorded")
+    trace.add_argument("file", type=Path, metavar="FILE", help="the record")
+    trace.add_argument(
+        "--to",
+        choices=("text", "perfetto", "xentrace"),
+        default="text",
+        help="lines (the default), a file for ui.perfetto.dev, or one for xenalyze --cpu-hz 1G",
+    )
+    trace.add_argument("-o", "--output", type=Path, metavar="FILE", help="where to (stdout)")
+    trace.add_argument("-e", dest="events", metavar="NAMES", help="of the text, as of run --strace")
+    trace.add_argument("-c", "--counts", action="store_true", help="count instead, as run -c")
+    trace.set_defaults(verb=_trace)
+    explain = verbs.add_parser("explain", help="tell what a rule is for, and how to keep it")
+    explain.add_argument(
+        "words", nargs="*", metavar="RULE", help="as in paging.l1-bits; none lists all"
+    )
+    explain.set_defaults(verb=_explain)
     return parser
 
 
@@ -135,6 +155,25 @@ def _add_run(
     )
     parser.add_argument(
         "--audit", action="store_true", help="recompute every invariant while it runs (slow)"
+    )
+    seeing = parser.add_argument_group("seeing what the guests do (slower: every trap is shown)")
+    seeing.add_argument(
+        "--strace", action="store_true", help="show hypercalls, traps, events and upcalls"
+    )
+    seeing.add_argument(
+        "-e", dest="events", metavar="NAMES", help="of those only: mmu_update,evtchn,fault or !iret"
+    )
+    seeing.add_argument(
+        "--counts", action="store_true", help="count instead: calls, errors, time, p50, p99"
+    )
+    seeing.add_argument(
+        "-o", "--strace-output", type=Path, metavar="FILE", help="write that to a file"
+    )
+    seeing.add_argument(
+        "--trace", type=Path, metavar="FILE", help="record all of it for `xenlite trace`"
+    )
+    seeing.add_argument(
+        "--crash-report", type=Path, metavar="FILE", help="keep crash reports, too, as JSON lines"
     )
     parser.set_defaults(verb=_run)
     return parser
@@ -175,6 +214,18 @@ def _schema(_options: argparse.Namespace) -> int:
 
     sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
     return 0
+
+
+def _trace(options: argparse.Namespace) -> int:
+    from xenlite.cli.trace import show
+
+    return show(options)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from xenlite.cli.explain import explain
+
+    return explain(options.words)
 
 
 def _version() -> str:

@@ -79,6 +79,7 @@ def run(options: argparse.Namespace) -> int:
 
     from xenlite.cli.consoles import join
     from xenlite.cli.terminal import Output, Terminal
+    from xenlite.cli.watching import open_crash_reports, open_watchers
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import HostClock
     from xenlite.machine.memory import DEFAULT_SIZE_BYTES
@@ -118,7 +119,9 @@ def run(options: argparse.Namespace) -> int:
             for each in consoles:
                 each.ended(name)
 
-        host = Host(hypervisor, clock, Voice(console, ended, _say))
+        watchers = open_watchers(options, cleanup, _say)
+        crashed = open_crash_reports(options, cleanup, _say)
+        host = Host(hypervisor, clock, Voice(console, ended, _say, crashed), watchers)
         cleanup.callback(host.close)
         with Terminal(typed=host.feed, wants_input=host.wants_input, leave=host.leave):
             return host.run(

@@ -189,6 +189,7 @@ class Bounce:
         self._iret_places: dict[int, Place] = {}
         self._enter = self._make_enter()
         self.iret = self._make_iret()
+        self.upcall = self._upcall  # an attribute, so that a recorder can stand before it
 
     # -- what enters the kernel ---------------------------------------------------------------
 
@@ -259,7 +260,7 @@ class Bounce:
             raise DomainCrash("traps.no-handler", f"int {vector:#x}")
         self._enter(vcpu, gate.cs, gate.address, gate.masks_events, ())
 
-    def upcall(self) -> None:
+    def _upcall(self) -> None:
         """Enter the event callback, with the mask set; raises DomainCrash."""
         vcpu = self._domain.current
         if vcpu.event_callback is None:

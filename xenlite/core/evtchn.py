@@ -122,7 +122,7 @@ class EventChannels:
         self.pollers: dict[int, frozenset[int]] = {}  # vCPU -> the ports that it waits for
         self._search_from = 1  # no port below is closed
         self.on_pending: Callable[[int], None] | None = None
-        self.receive = self._make_receive()
+        self.receive = self._make_receive()  # looked up at each call: a recorder may stand before it
         self.send = self._make_send()
 
     # -- binding ------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ class EventChannels:
 
     def _make_send(self) -> Callable[[int], None]:
         """Bind the way of every event that a domain sends."""
-        channels, receive, peers = self._channels, self.receive, self._domain.peers
+        channels, peers = self._channels, self._domain.peers
 
         def send(port: int) -> None:
             """Notify the other end; nobody hears it while there is none. Raises Refused(EINVAL)."""
@@ -276,7 +276,7 @@ class EventChannels:
             if state is _INTERDOMAIN:
                 peers[channel.remote].events.receive(channel.remote_port)
             elif state is _IPI:
-                receive(port)
+                self.receive(port)
             elif state is _VIRQ:
                 raise Refused(EINVAL, "events.virq-is-not-sent", port)
 

@@ -172,13 +172,13 @@ class MmuCalls:
                 count ^= MMU_UPDATE_PREEMPTED
                 done = self._done_so_far(pdone)
             finished = 0
+            at, page_end = 0, 0  # where the next request lies in m64, and where its page ends
             left = paging.work_left  # kept here while L1s are updated, which takes no other work
             try:
                 if foreign != DOMID_SELF and foreign != domid:
                     self._check_foreign(foreign)
                 if requests + count * SIZEOF_MMU_UPDATE > HOLE_START:
                     raise Refused(EFAULT, "memory.bad-pointer", requests)
-                at, page_end = 0, 0  # where the next request lies in m64, and where its page ends
                 while finished < count:
                     if left <= 0:
                         raise Preempted
@@ -212,7 +212,8 @@ class MmuCalls:
                     rest = requests + finished * SIZEOF_MMU_UPDATE
                     raise Restart((rest, left, pdone, foreign, 0)) from None
                 return 0
-            except Refused:
+            except Refused as refused:
+                refused.entry = finished if at else None  # else none was looked at
                 paging.work_left = min(paging.work_left, left)
                 if pdone:
                     self._write_done(pdone, done + finished)
@@ -304,7 +305,11 @@ class MmuCalls:
                 command = int.from_bytes(operation[:4], "little")
                 arg1 = int.from_bytes(operation[4:8], "little")
                 arg2 = int.from_bytes(operation[8:], "little")
-                self._extended(command, arg1, arg2)
+                try:
+                    self._extended(command, arg1, arg2)
+                except Refused as refused:
+                    refused.entry = finished
+                    raise
                 finished += 1
                 if paging.deferred and not paging.drain():
                     raise Preempted

@@ -171,6 +171,7 @@ class Cpu:
             self._has_trap_stub
             and self.capabilities.fast_eflags
             and self.capabilities.code_invalidate
+            and not traps.sees_all
         )
         self.ways = Ways(self._table, memory if has_ways else None)
         start = uc.TrapTable.hold.offset

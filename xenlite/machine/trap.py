@@ -225,6 +225,9 @@ class TrapHandlers:
     """``call(eax, ebx, ecx, edx, esi, edi)``: a call, already recorded in ``Cpu.trail``. The
     result, 32 bits, goes into EAX; a negative one leaves the registers as the handler set them."""
 
+    sees_all: bool = False
+    """Every trap comes to its handler: the stub repeats none by itself."""
+
     upcall: Callable[[], None] = lambda: None
     """The word given to ``Cpu.watch_upcalls`` says so, at the end of ``interrupt``, ``vectors`` or
     ``call``. It too must catch everything."""

@@ -109,9 +109,6 @@ def _reaction(text: str) -> Reaction:
     reactions = [reaction.value for reaction in Reaction]
     if text in reactions:
         return Reaction(text)
-    if text.startswith("coredump-"):
-        rest = text.removeprefix("coredump-")
-        raise ValueError(f"{text!r}: xenlite cannot dump a core yet; write {rest!r}")
     raise ValueError(f"{text!r} is none of {', '.join(reactions)}{_nearest(text, reactions)}")
 
 

@@ -3,48 +3,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import (
-    CALLBACKOP_NAMES,
-    CONSOLEIO_NAMES,
-    ERRNO_NAMES,
-    EVTCHNOP_NAMES,
-    GNTTABOP_NAMES,
-    HYPERCALL_ARGS,
-    HYPERCALL_NAMES,
-    PHYSDEVOP_NAMES,
-    SCHEDOP_NAMES,
-    VCPUOP_NAMES,
-    VMASST_CMD_NAMES,
-    VMASST_TYPE_NAMES,
-    XENMEM_NAMES,
-    XENVER_NAMES,
-    HYPERVISOR_iret,
-)
+from xenlite.abi.x86_32p import HYPERVISOR_iret
+from xenlite.toolstack.call_text import call_text, result_text
+from xenlite.toolstack.event_text import event_line, happenings
+from xenlite.trace_format import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from xenlite.doors import Control, CrashRecord, HypercallRecord, Refusal
     from xenlite.toolstack.symbols import Symbols
+    from xenlite.trace_format import Record
 
-COMMANDS: Final = {
-    ("sched_op", "cmd"): SCHEDOP_NAMES,
-    ("sched_op_compat", "cmd"): SCHEDOP_NAMES,
-    ("event_channel_op", "cmd"): EVTCHNOP_NAMES,
-    ("memory_op", "cmd"): XENMEM_NAMES,
-    ("xen_version", "cmd"): XENVER_NAMES,
-    ("console_io", "cmd"): CONSOLEIO_NAMES,
-    ("grant_table_op", "cmd"): GNTTABOP_NAMES,
-    ("callback_op", "cmd"): CALLBACKOP_NAMES,
-    ("vcpu_op", "cmd"): VCPUOP_NAMES,
-    ("physdev_op", "cmd"): PHYSDEVOP_NAMES,
-    ("vm_assist", "cmd"): VMASST_CMD_NAMES,
-    ("vm_assist", "type"): VMASST_TYPE_NAMES,
-}
+_WORD: Final = 0xFFFFFFFF
 STACK_WORDS: Final = 32
 CODE_BYTES: Final = 15  # the longest instruction
+EVENTS: Final = 64
 REGISTER_ROWS: Final = (
     ("eax", "ebx", "ecx", "edx"),
     ("esi", "edi", "ebp", "esp"),
@@ -52,6 +30,44 @@ REGISTER_ROWS: Final = (
     ("cs", "ss", "ds", "es"),
     ("fs", "gs"),
 )
+_UNSEEN: Final = (Kind.TURN, Kind.SYMBOLS)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A word of the stack; ``label`` where it points into the kernel's code."""
+
+    address: int
+    value: int
+    label: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """The way through the page tables to one address, a line a level; the last is the page."""
+
+    register: str
+    address: int
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CrashReport:
+    """All that is told of one crash; ``events`` only where they were recorded."""
+
+    domain: str
+    domid: int
+    vcpu: int
+    rule: str
+    detail: str
+    registers: dict[str, int]
+    place: str
+    instruction: str
+    walks: tuple[Walk, ...]
+    stack: tuple[Word, ...]
+    hypercalls: tuple[str, ...]
+    events: tuple[str, ...]
+    console: tuple[str, ...]
 
 
 def crash_report(
@@ -60,19 +76,55 @@ def crash_report(
     record: CrashRecord,
     symbols: Symbols,
     console_tail: Sequence[str],
-) -> str:
-    """Write the whole report: why, registers, instruction, stack, hypercalls, console."""
-    title = f"domain {name!r} (domid {record.domid}) crashed: {record.rule}"
-    lines = [f"{title}: {record.detail}" if record.detail else title]
-    lines.append(f"registers of vcpu {record.vcpu}:")
-    lines += _registers(record.registers)
-    lines += _code(control, record, symbols)
-    lines += _stack(control, record, symbols)
-    lines.append(f"hypercalls, the newest last ({len(record.hypercalls)} remembered):")
-    lines += [f"  {_hypercall(one)}" for one in record.hypercalls]
+    events: Sequence[Record] = (),
+) -> CrashReport:
+    """Gather the report while the domain is still there; ``events`` are of all domains."""
+    eip, esp = record.registers["eip"], record.registers["esp"]
+    own = (one for one in events if one.domid == record.domid and one.kind not in _UNSEEN)
+    return CrashReport(
+        domain=name,
+        domid=record.domid,
+        vcpu=record.vcpu,
+        rule=record.rule,
+        detail=record.detail,
+        registers=dict(record.registers),
+        place=symbols.show(eip),
+        instruction=_disassemble(
+            control.read_virtual(record.domid, record.vcpu, eip, CODE_BYTES), eip
+        ),
+        walks=tuple(_walk(control, record, register) for register in ("cr2", "eip", "esp")),
+        stack=tuple(_stack(control, record, symbols, esp)),
+        hypercalls=tuple(_hypercall(one) for one in record.hypercalls),
+        events=tuple(event_line(one, symbols) for one in list(happenings(own))[-EVENTS:]),
+        console=tuple(console_tail),
+    )
+
+
+def as_text(report: CrashReport) -> str:
+    """Write the whole report: why, registers, instruction, page tables, stack, calls, console."""
+    title = f"domain {report.domain!r} (domid {report.domid}) crashed: {report.rule}"
+    lines = [f"{title}: {report.detail}" if report.detail else title]
+    lines.append(f"`xenlite explain {report.rule}` says what that rule is for, and what to do")
+    lines.append(f"registers of vcpu {report.vcpu}:")
+    lines += _registers(report.registers)
+    lines.append(f"at {report.place}: {report.instruction}")
+    for walk in report.walks:
+        lines.append(f"page tables at {walk.register} {walk.address:08x}:")
+        lines += [f"  {step}" for step in walk.steps]
+    lines += _stack_lines(report)
+    lines.append(f"hypercalls, the newest last ({len(report.hypercalls)} remembered):")
+    lines += [f"  {one}" for one in report.hypercalls]
+    if report.events:
+        lines.append(f"the last {len(report.events)} events:")
+        lines += [f"  {one}" for one in report.events]
     lines.append("end of the console:")
-    lines += [f"  {line}" for line in console_tail]
+    lines += [f"  {line}" for line in report.console]
     return "\n".join(lines)
+
+
+def as_json(report: CrashReport) -> str:
+    """Write the report for programs, in one line; numbers are numbers."""
+    return json.dumps(asdict(report))
 
 
 def refusal_line(refusal: Refusal, symbols: Symbols) -> str:
@@ -81,13 +133,15 @@ def refusal_line(refusal: Refusal, symbols: Symbols) -> str:
     The caller is the return address on the stack where that is code (a call of the hypercall
     page), else the ``int`` itself.
     """
-    call = _call(refusal.number, refusal.arguments)
+    call = call_text(refusal.number, refusal.arguments)
     argument = refusal.argument
     what = hex(argument) if isinstance(argument, int) else argument
     rule = refusal.rule if what is None else f"{refusal.rule} ({what})"
+    if refusal.entry is not None:
+        rule += f" in entry {refusal.entry}"
     caller = refusal.caller
     place = caller if caller is not None and symbols.is_code(caller) else refusal.eip
-    return f"{call} = {_result(-refusal.errno)}: {rule}, from {symbols.show(place)}"
+    return f"{call} = {result_text(-refusal.errno & _WORD)}: {rule}, from {symbols.show(place)}"
 
 
 def _registers(registers: dict[str, int]) -> Iterator[str]:
@@ -96,12 +150,6 @@ def _registers(registers: dict[str, int]) -> Iterator[str]:
     rest = [r for r in registers if not any(r in row for row in REGISTER_ROWS)]
     if rest:
         yield "  " + "  ".join(f"{r:>6} {registers[r]:08x}" for r in rest)
-
-
-def _code(control: Control, record: CrashRecord, symbols: Symbols) -> Iterator[str]:
-    eip = record.registers["eip"]
-    code = control.read_virtual(record.domid, record.vcpu, eip, CODE_BYTES)
-    yield f"at {symbols.show(eip)}: {_disassemble(code, eip)}"
 
 
 def _disassemble(code: bytes, address: int) -> str:
@@ -115,48 +163,51 @@ def _disassemble(code: bytes, address: int) -> str:
     return f"{code.hex(' ')}   not an instruction"
 
 
-def _stack(control: Control, record: CrashRecord, symbols: Symbols) -> Iterator[str]:
-    esp = record.registers["esp"]
+def _walk(control: Control, record: CrashRecord, register: str) -> Walk:
+    address = record.registers[register]
+    steps = []
+    for step in control.page_walk(record.domid, record.vcpu, address):
+        text = f"L{step.level}[{step.index}] = {step.entry:#x}"
+        if step.mfn is None:
+            steps.append(f"{text}, not present")
+            continue
+        rights = ("rw" if step.writable else "ro") + (" user" if step.user else "")
+        rights += "" if step.executable else " nx"
+        frame = control.frame(step.mfn)
+        owner = "nobody" if frame.owner is None else f"d{frame.owner}"
+        pinned = ", pinned" if frame.is_pinned else ""
+        steps.append(
+            f"{text}: {rights} -> mfn {step.mfn:#x} of {owner}, {frame.type},"
+            f" {frame.type_count} uses as that, {frame.references} references{pinned}"
+        )
+    return Walk(register, address, tuple(steps))
+
+
+def _stack(control: Control, record: CrashRecord, symbols: Symbols, esp: int) -> Iterator[Word]:
     stack = control.read_virtual(record.domid, record.vcpu, esp, STACK_WORDS * 4)
-    words = [int.from_bytes(stack[at : at + 4], "little") for at in range(0, len(stack) - 3, 4)]
+    for at in range(0, len(stack) - 3, 4):
+        value = int.from_bytes(stack[at : at + 4], "little")
+        yield Word(esp + at, value, symbols.name(value) if symbols.is_code(value) else None)
+
+
+def _stack_lines(report: CrashReport) -> Iterator[str]:
+    esp, words = report.registers["esp"], report.stack
     if not words:
         yield f"stack at {esp:08x}: not mapped"
         return
     yield f"stack at {esp:08x}:"
     for at in range(0, len(words), 8):
-        yield f"  {esp + at * 4:08x}  " + " ".join(f"{word:08x}" for word in words[at : at + 8])
-    named = [(esp + at * 4, word) for at, word in enumerate(words) if symbols.is_code(word)]
+        row = words[at : at + 8]
+        yield f"  {row[0].address:08x}  " + " ".join(f"{word.value:08x}" for word in row)
+    named = [word for word in words if word.label is not None]
     if named:
         yield "stack words that point into the kernel's code:"
-        for address, word in named:
-            yield f"  {address:08x}  {symbols.show(word)}"
+        for word in named:
+            yield f"  {word.address:08x}  {word.value:08x} <{word.label}>"
 
 
 def _hypercall(record: HypercallRecord) -> str:
-    call = _call(record.number, record.arguments)
+    call = call_text(record.number, record.arguments)
     if record.number == HYPERVISOR_iret:
         return call  # goes elsewhere and has no result
-    return f"{call} = {'not finished' if record.result is None else _result(record.result)}"
-
-
-def _call(number: int, registers: Sequence[int]) -> str:
-    """Write a hypercall as C would: arguments by name, 64-bit ones joined, commands in words."""
-    name = HYPERCALL_NAMES.get(number)
-    if name is None:
-        return f"hypercall {number}({', '.join(map(hex, registers))})"
-    words = iter(registers)
-    arguments = []
-    for argument, kind in HYPERCALL_ARGS[name]:
-        value = next(words, 0)
-        if kind == "uint64":
-            value |= next(words, 0) << 32
-        names = COMMANDS.get((name, argument), {})
-        arguments.append(f"{argument}={names.get(value, hex(value))}")
-    return f"{name}({', '.join(arguments)})"
-
-
-def _result(value: int) -> str:
-    """Show a result by its errno's name where it is one."""
-    signed = value - (1 << 32) if value >= 1 << 31 else value
-    name = ERRNO_NAMES.get(-signed)
-    return f"-{name}" if signed < 0 and name is not None else f"{signed:#x}"
+    return f"{call} = {'not finished' if record.result is None else result_text(record.result)}"

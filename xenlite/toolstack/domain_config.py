@@ -25,6 +25,18 @@ class Reaction(StrEnum):
     DESTROY = "destroy"
     RESTART = "restart"
     PRESERVE = "preserve"
+    COREDUMP_DESTROY = "coredump-destroy"
+    COREDUMP_RESTART = "coredump-restart"
+
+    @property
+    def restarts(self) -> bool:
+        """Tell whether the domain starts again."""
+        return self in (Reaction.RESTART, Reaction.COREDUMP_RESTART)
+
+    @property
+    def dumps_core(self) -> bool:
+        """Tell whether a core of it is written first."""
+        return self in (Reaction.COREDUMP_DESTROY, Reaction.COREDUMP_RESTART)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ from any thread or signal handler: it is only noted, and the hypervisor is woken
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
 
 from xenlite.abi.x86_32p import SHUTDOWN_poweroff, SHUTDOWN_reboot
 from xenlite.toolstack.console_log import ConsoleTail
@@ -25,10 +26,13 @@ if TYPE_CHECKING:
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import Clock
     from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.symbols import Symbols
 
 EXIT_TIMEOUT: Final = 124
 AUDIT_PERIOD_NS: Final = 500_000_000
 MAX_WAITING_INPUT: Final = 64 << 10
+RECORD_BYTES: Final = 16 << 20  # a turn of 10 ms makes some 10,000 events of 64 bytes
+KEPT_CHUNKS: Final = 16  # of events, a turn each, for a crash report
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +40,35 @@ class Voice:
     """Where a host speaks.
 
     ``console`` takes what the domain of a name prints, and ``ended`` hears that it has ended; both
-    before ``say`` takes our own lines about it.
+    before ``say`` takes our own lines about it. ``crashed`` takes each crash report as JSON.
     """
 
     console: Callable[[str, bytes], None]
     ended: Callable[[str], None]
     say: Callable[[str], None]
+    crashed: Callable[[str], None] = lambda _report: None
+
+
+class Watcher(Protocol):
+    """Who is shown what the domains do, while they do it (``trace_format.py``)."""
+
+    def started(self, domid: int, symbols: Callable[[], Symbols]) -> None:
+        """Hear of a new domain before its first event; ``symbols()`` are its kernel's labels."""
+
+    def events(self, data: bytes, lost: int) -> None:
+        """Take events, and how many more found no room."""
 
 
 class Host:
     """One machine with its domains, in this process."""
 
-    def __init__(self, hypervisor: Hypervisor, clock: Clock, voice: Voice) -> None:
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        clock: Clock,
+        voice: Voice,
+        watchers: Sequence[Watcher] = (),
+    ) -> None:
         self._hypervisor = hypervisor
         self._control = hypervisor.control()
         self._link = hypervisor.link(0)
@@ -60,6 +81,10 @@ class Host:
         self._deadline_ns: int | None = None
         self._audits = False
         self._next_audit_ns = 0
+        self._watchers = watchers
+        self._last_events: deque[bytes] = deque(maxlen=KEPT_CHUNKS)
+        if watchers:
+            self._control.record(RECORD_BYTES)
         hypervisor.console_output = self._print
 
     def run(
@@ -89,6 +114,7 @@ class Host:
         finally:
             for guest in self._guests:
                 guest.stop()
+            self._show_events()
 
     def close(self) -> None:
         """Give the machine back."""
@@ -147,11 +173,21 @@ class Host:
                 return EXIT_TIMEOUT
 
     def _has_news(self, preserved: set[int]) -> bool:
+        if self._watchers:
+            self._show_events()
         if self._audits and self._clock.monotonic_ns() >= self._next_audit_ns:
             self._audit()
         if self._leave_status is not None:
             return True
         return not preserved.issuperset(self._control.ended())
+
+    def _show_events(self) -> None:
+        """Empty the recorder's buffer, which is large enough for what one turn can do."""
+        data, lost = self._control.recorded()
+        if data or lost:
+            self._last_events.append(data)
+            for watcher in self._watchers:
+                watcher.events(data, lost)
 
     def _audit(self) -> None:
         if self._audits:
@@ -165,7 +201,9 @@ class Host:
         def broken(error: PeerError) -> None:
             self._voice.say(f"domain {name!r} broke its console: {error}")
 
-        guest.start(self._control, self._link, sink=self._print, broken=broken)
+        domain = guest.start(self._control, self._link, sink=self._print, broken=broken)
+        for watcher in self._watchers:
+            watcher.started(domain.domid, guest.symbols)
 
     def _print(self, domid: int, data: bytes) -> None:
         self._tails[domid].write(data)
@@ -180,19 +218,23 @@ class Host:
         assert domain is not None
         assert guest.console is not None
         guest.console.pump()
+        if self._watchers:
+            self._show_events()
         self._voice.ended(guest.config.name)
         info = self._control.info(domain.domid)
         reason = info.shutdown_reason
         assert reason is not None, f"domain {domain.domid} ended without a reason"
         self._report(guest, reason)
         wish = reaction(guest.config, reason)
+        if wish.dumps_core:
+            self._dump_core(guest.config.name, domain.domid)
         if wish is Reaction.PRESERVE:
             self._voice.say(f"domain {guest.config.name!r} is preserved")
             return exit_status(reason), True
         guest.stop()
         self._tails.pop(domain.domid, None)
         self._names.pop(domain.domid, None)
-        if wish is Reaction.RESTART:
+        if wish.restarts:
             if guest.restarts.allows(self._clock.monotonic_ns()):
                 self._start(guest)
                 return 0, False
@@ -211,12 +253,30 @@ class Host:
         name = guest.config.name
         record = self._control.crash_record(domain.domid)
         if record is not None:
-            from xenlite.toolstack.crash_report import crash_report
+            from xenlite.toolstack.crash_report import as_json, as_text, crash_report
+            from xenlite.trace_format import read
 
             tail = self._tails[domain.domid].lines(20)
-            self._voice.say(crash_report(self._control, name, record, guest.symbols(), tail))
+            events = [one for chunk in self._last_events for one in read(chunk)]
+            report = crash_report(self._control, name, record, guest.symbols(), tail, events)
+            self._voice.say(as_text(report))
+            self._voice.crashed(as_json(report))
         elif reason not in (SHUTDOWN_poweroff, SHUTDOWN_reboot):
             self._voice.say(f"domain {name!r} shut down: {reason_name(reason)}")
+
+    def _dump_core(self, name: str, domid: int) -> None:
+        """Write ``<name>-<domid>.core`` where xenlite was started; a full disk ends that alone."""
+        from xenlite.toolstack.coredump import write_core
+
+        path = Path(f"{name}-{domid}.core")
+        record = self._control.crash_record(domid)
+        try:
+            with path.open("wb") as file:
+                write_core(self._control, domid, 0 if record is None else record.vcpu, file)
+        except OSError as error:
+            self._voice.say(f"{path}: {error.strerror}: no core of domain {name!r}")
+        else:
+            self._voice.say(f"domain {name!r} is in {path}: gdb KERNEL {path}")
 
 
 def _domid(guest: Guest) -> int | None:

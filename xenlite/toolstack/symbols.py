@@ -26,13 +26,13 @@ class Symbols:
     """The labels of one kernel, by address, and where its code lies."""
 
     def __init__(self, found: dict[int, str], code: list[range]) -> None:
-        self._names = found
+        self.names = found
+        self.code = code
         self._addresses = sorted(found)
-        self._code = code
 
     def is_code(self, address: int) -> bool:
         """Tell whether an address lies in the kernel's code."""
-        return any(address in span for span in self._code)
+        return any(address in span for span in self.code)
 
     def name(self, address: int) -> str | None:
         """Return ``label+0x10`` for an address, or None below the first label."""
@@ -41,7 +41,7 @@ class Symbols:
             return None
         start = self._addresses[place - 1]
         offset = address - start
-        return f"{self._names[start]}+{offset:#x}" if offset else self._names[start]
+        return f"{self.names[start]}+{offset:#x}" if offset else self.names[start]
 
     def show(self, address: int) -> str:
         """Return the address in hexadecimal, and its name where it has one."""

@@ -48,6 +48,11 @@ def test_a_domid_is_given_once(guest: BootedGuest) -> None:
     assert_refused(guest, "control.domid-taken", create)
 
 
+def test_a_frame_that_is_asked_about_must_exist(guest: BootedGuest) -> None:
+    beyond = guest.hypervisor.machine.frames.nr_frames
+    assert_refused(guest, "control.no-such-frame", lambda: guest.control.frame(beyond))
+
+
 def test_an_assist_must_exist(guest: BootedGuest) -> None:
     control = guest.control
     assert_refused(guest, "control.unknown-assist", lambda: control.enable_assist(guest.domid, 99))

@@ -56,3 +56,24 @@ def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     schema = json.loads(capsys.readouterr().out)
     assert schema["required"] == ["name", "kernel"]
     assert schema["properties"]["on_reboot"]["default"] == "restart"
+
+
+def test_explain_tells_a_rules_purpose_and_its_mend(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "paging.writable-page-table", "multicall.nested"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("paging.writable-page-table\n  Rule: A frame is never a page table")
+    assert "\n\nmulticall.nested\n" in text
+    assert text.count("\n  Mend: ") == 2
+
+
+def test_explain_alone_lists_every_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain"]) == 0
+    names = [line.split(":")[0] for line in capsys.readouterr().out.splitlines()]
+    assert "frames.not-owned" in names
+    assert len(names) > 100
+
+
+def test_explain_guesses_what_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", "paging.writable-table"]) == 1
+    error = capsys.readouterr().err
+    assert "paging.writable-table: no such rule; did you mean paging.writable-page-table" in error

@@ -133,7 +133,7 @@ kernel: [1, 2]
 memory: 2
 maxmem: lots
 vcpus: 33
-on_crash: coredump-destroy
+on_crash: coredump-preserve
 on_reboot: restrat
 disk: {a: b}
 memory: 32
@@ -145,9 +145,10 @@ memory: 32
         "dom.yaml:3: memory: '2' is too small; at least 4",
         "dom.yaml:4: maxmem: 'lots' is not a size; write MiB (32) or a unit (32M, 1G)",
         "dom.yaml:5: vcpus: '33' is too large; at most 32",
-        "dom.yaml:6: on_crash: 'coredump-destroy': xenlite cannot dump a core yet; write 'destroy'",
-        "dom.yaml:7: on_reboot: 'restrat' is none of destroy, restart, preserve;"
-        " did you mean 'restart'?",
+        "dom.yaml:6: on_crash: 'coredump-preserve' is none of destroy, restart, preserve,"
+        " coredump-destroy, coredump-restart; did you mean 'coredump-restart'?",
+        "dom.yaml:7: on_reboot: 'restrat' is none of destroy, restart, preserve,"
+        " coredump-destroy, coredump-restart; did you mean 'restart'?",
         "dom.yaml:8: disk: a key of xl.cfg for which xenlite has nothing yet",
         "dom.yaml:9: memory: given twice, first at dom.yaml:3",
     ]

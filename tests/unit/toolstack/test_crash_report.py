@@ -28,6 +28,7 @@ REFUSAL = Refusal(
     errno=EFAULT,
     rule="memory.bad-pointer",
     argument=0xFFFFF000,
+    entry=None,
     eip=0x1007,
     caller=0x2010,
 )
@@ -38,6 +39,11 @@ def test_a_refusal_names_call_result_rule_argument_and_caller() -> None:
         "sched_op(cmd=SCHEDOP_shutdown, arg=0xfffff000) = -EFAULT: memory.bad-pointer (0xfffff000),"
         " from 00002010 <caller+0x10>"
     )
+
+
+def test_a_refusal_within_a_list_says_which_entry_it_was() -> None:
+    line = refusal_line(replace(REFUSAL, entry=3), SYMBOLS)
+    assert "memory.bad-pointer (0xfffff000) in entry 3, from" in line
 
 
 @pytest.mark.parametrize("caller", [None, 0x5000])

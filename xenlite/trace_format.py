@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Say what a recorded event is: the recorder writes them, everybody else reads them here.
+
+An event is a head of 64 bytes, little-endian, and what didn't fit, padded to 8 bytes::
+
+     0  time_ns   u64   when it began, on the machine's clock
+     8  size      u32   of the event, head included
+    12  domid     u16
+    14  vcpu      u8
+    15  kind      u8
+    16  words     12 u32, see the views below
+    64  extra     copies of what a hypercall's pointers named, texts
+
+Events stand in the order in which they ended: a hypercall behind what happened within it. A file
+is MAGIC and such events; whoever writes it may add some of the kinds from SYMBOLS on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from struct import Struct
+from struct import error as StructError  # noqa: N812 - it is a class
+from typing import Final, NamedTuple
+
+MAGIC: Final = b"xenlite trace 1\n"
+HEAD: Final = Struct("<QIHBB12I")
+COPY: Final = Struct("<II")
+ALIGNMENT: Final = 8
+_COUNT: Final = Struct("<I")
+_SPAN: Final = Struct("<II")
+
+
+class Kind(IntEnum):
+    """What an event is about."""
+
+    START = 1  # a domain was made; extra: its name
+    HYPERCALL = 2
+    REFUSAL = 3
+    TRAP = 4
+    UPCALL = 5
+    EVENT = 6
+    TURN = 7
+    CRASH = 8
+    END = 9  # a domain was taken apart
+    CPUID = 10
+    SYMBOLS = 11  # labels of a domain's kernel
+    LOST = 12  # so many events found no room
+
+
+class Outcome(IntEnum):
+    """How a hypercall ended."""
+
+    RETURNED = 0
+    REGISTERS_SET = 1  # iret: it goes elsewhere
+    RESTARTS = 2  # it has not finished, and is called again
+    REFUSED = 3
+    CRASHED = 4
+
+
+class Cause(IntEnum):
+    """By what a trap was taken."""
+
+    FAULT = 0
+    SOFTWARE = 1  # int n
+    IO = 2
+    SYSCALL = 3
+    STEP = 4  # the end of a page-table write that is emulated
+
+
+class Hypercall(NamedTuple):
+    """The words of a HYPERCALL. Extra: copies, see ``copies``."""
+
+    outcome: int
+    number: int
+    result: int
+    duration_ns: int
+    eip: int
+    caller: int  # the word on top of the stack: the return address behind a hypercall page
+    a0: int
+    a1: int
+    a2: int
+    a3: int
+    a4: int
+    list_bytes: int  # how long the list was that ``extra`` has the beginning of
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int, int]:
+        """Return the argument registers in their order."""
+        return (self.a0, self.a1, self.a2, self.a3, self.a4)
+
+
+class RefusedCall(NamedTuple):
+    """The words of a REFUSAL, which comes before its hypercall. Extra: rule, argument as texts."""
+
+    number: int
+    errno: int
+    entry: int  # of the list, counted from 1; 0 for none
+    has_number: int  # whether ``argument`` is one
+
+
+class Trap(NamedTuple):
+    """The words of a TRAP: where it came from, and where the guest went on."""
+
+    cause: int
+    vector: int  # of IO the port, of SYSCALL 1 for SYSENTER
+    error_code: int
+    cr2: int
+    eip: int
+    cpl: int
+    target: int  # EIP afterwards
+    target_cpl: int
+    duration_ns: int
+
+
+class Upcall(NamedTuple):
+    """The words of an UPCALL."""
+
+    eip: int
+    cpl: int
+    target: int
+
+
+class Event(NamedTuple):
+    """The words of an EVENT: a port of ``domid`` has become pending for ``vcpu``."""
+
+    port: int
+    state: int  # EVTCHNSTAT_*
+    remote: int
+    remote_port: int
+    sender_vcpu: int
+
+
+class Turn(NamedTuple):
+    """The words of a TURN: a vCPU had the processor."""
+
+    duration_ns: int
+    state: int  # RUNSTATE_* that it went on to
+
+
+class Cpuid(NamedTuple):
+    """The words of a CPUID."""
+
+    leaf: int
+    subleaf: int
+    eip: int
+
+
+class Record(NamedTuple):
+    """One event as it was read."""
+
+    time_ns: int
+    domid: int
+    vcpu: int
+    kind: Kind
+    words: tuple[int, ...]
+    extra: bytes
+
+    def texts(self) -> list[str]:
+        """Return the strings in ``extra``."""
+        return self.extra.rstrip(b"\0").decode("utf-8", "backslashreplace").split("\0")
+
+    def copies(self) -> list[tuple[int, bytes]]:
+        """Return the copies in ``extra``: address and bytes, of what was there at the call.
+
+        A structure that the call wrote to is there twice, the second time as it was afterwards.
+        """
+        found = []
+        at = 0
+        while at + COPY.size <= len(self.extra):
+            vaddr, size = COPY.unpack_from(self.extra, at)
+            at += COPY.size
+            found.append((vaddr, self.extra[at : at + size]))
+            at += -(-size // ALIGNMENT) * ALIGNMENT
+        return found
+
+
+def pack(record: Record) -> bytes:
+    """Return the bytes of an event; missing words are 0."""
+    extra = padded(record.extra)
+    words = (*record.words, *(0,) * (12 - len(record.words)))
+    size = HEAD.size + len(extra)
+    head = HEAD.pack(record.time_ns, size, record.domid, record.vcpu, record.kind, *words)
+    return head + extra
+
+
+def padded(extra: bytes) -> bytes:
+    """Return ``extra`` and zeros up to a multiple of ALIGNMENT."""
+    return extra + bytes(-len(extra) % ALIGNMENT)
+
+
+def read(data: bytes, at: int = 0) -> Iterator[Record]:
+    """Yield the events from byte ``at``; ValueError where they are no events."""
+    while at < len(data):
+        if len(data) - at < HEAD.size:
+            raise ValueError(f"byte {at}: the last event is cut off")
+        time_ns, size, domid, vcpu, kind, *words = HEAD.unpack_from(data, at)
+        if size < HEAD.size or size % ALIGNMENT or at + size > len(data):
+            raise ValueError(f"byte {at}: an event of {size} bytes")
+        extra = data[at + HEAD.size : at + size]
+        yield Record(time_ns, domid, vcpu, Kind(kind), tuple(words), extra)
+        at += size
+
+
+def pack_symbols(names: dict[int, str], code: Iterable[range]) -> bytes:
+    """Return what is known of a kernel's addresses as the extra of SYMBOLS.
+
+    How many stretches of code, their bounds, how many labels; then address, name, 0 of each.
+    """
+    spans = list(code)
+    bounds = b"".join(_SPAN.pack(span.start, span.stop) for span in spans)
+    labels = b"".join(
+        _COUNT.pack(address) + name.encode("utf-8", "backslashreplace") + b"\0"
+        for address, name in names.items()
+    )
+    return _COUNT.pack(len(spans)) + bounds + _COUNT.pack(len(names)) + labels
+
+
+def unpack_symbols(extra: bytes) -> tuple[dict[int, str], list[range]]:
+    """Read what ``pack_symbols`` wrote; ValueError where that isn't it."""
+    try:
+        (spans,) = _COUNT.unpack_from(extra)
+        at = _COUNT.size + spans * _SPAN.size
+        code = [range(*bounds) for bounds in _SPAN.iter_unpack(extra[_COUNT.size : at])]
+        (labels,) = _COUNT.unpack_from(extra, at)
+        at += _COUNT.size
+        names = {}
+        for _ in range(labels):
+            (address,) = _COUNT.unpack_from(extra, at)
+            end = extra.index(b"\0", at + _COUNT.size)
+            names[address] = extra[at + _COUNT.size : end].decode("utf-8", "backslashreplace")
+            at = end + 1
+    except StructError as error:
+        raise ValueError(f"labels: {error}") from None
+    return names, code
