@@ -122,7 +122,7 @@ class EventChannels:
         self.pollers: dict[int, frozenset[int]] = {}  # vCPU -> the ports that it waits for
         self._search_from = 1  # no port below is closed
         self.on_pending: Callable[[int], None] | None = None
-        self.receive = self._make_receive()  # looked up at each call: a recorder may stand before it
+        self.receive = self._make_receive()  # never bound: a recorder may stand before it
         self.send = self._make_send()
 
     # -- binding ------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def test_a_domain_that_is_not_recorded_keeps_its_own_handlers() -> None:
         assert not cpu.traps.sees_all  # type: ignore[attr-defined]
         assert cpu.ways._memory is not None
         assert recorded_cpu.ways._memory is None
-        assert plain.domain.events.receive == plain.domain.events._receive
+        assert "_make_receive" in plain.domain.events.receive.__qualname__
         assert plain.control.recorded() == (b"", 0)
 
 
