@@ -69,7 +69,8 @@ def list_tree(client: StoreClient, options: argparse.Namespace) -> int:
             line = child if options.full else " " * depth + name
             line += f' = "{_printable(client.read(child))}"'
             if options.permissions:
-                line = f"{_dotted(line)}  ({','.join(client.permissions(child))})"
+                led = f"{line} " if options.full else _dotted(line)
+                line = f"{led}  ({','.join(client.permissions(child))})"
             _print(line)
             show(child, depth + 1)
 
