@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from xenlite.abi.x86_32p import SHUTDOWN_poweroff, SHUTDOWN_reboot
+from xenlite.dom0.xenstore.store import XenStore
 from xenlite.toolstack.console_log import ConsoleTail
 from xenlite.toolstack.domain_config import Reaction
 from xenlite.toolstack.lifecycle import Guest, exit_status, reaction, reason_name
+from xenlite.toolstack.store_nodes import host_nodes
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from xenlite.doors import Refusal
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import Clock
     from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.store_socket import StoreSocket
     from xenlite.toolstack.symbols import Symbols
 
 EXIT_TIMEOUT: Final = 124
@@ -72,6 +76,8 @@ class Host:
         self._hypervisor = hypervisor
         self._control = hypervisor.control()
         self._link = hypervisor.link(0)
+        self.store = XenStore(self._link, self._store_broken)
+        self.store.put(host_nodes())
         self._clock = clock
         self._voice = voice
         self._guests: list[Guest] = []
@@ -115,6 +121,12 @@ class Host:
             for guest in self._guests:
                 guest.stop()
             self._show_events()
+
+    def serve_store(self, listener: socket.socket) -> StoreSocket:
+        """Let tools that connect to ``listener`` use XenStore, until that is closed."""
+        from xenlite.toolstack.store_socket import StoreSocket
+
+        return StoreSocket(listener, self._link, self.store.server)
 
     def close(self) -> None:
         """Give the machine back."""
@@ -191,7 +203,7 @@ class Host:
 
     def _audit(self) -> None:
         if self._audits:
-            wrong = self._control.audit()
+            wrong = self._control.audit() + self.store.audit()
             assert not wrong, "audit:\n" + "\n".join(wrong)
             self._next_audit_ns = self._clock.monotonic_ns() + AUDIT_PERIOD_NS
 
@@ -201,9 +213,13 @@ class Host:
         def broken(error: PeerError) -> None:
             self._voice.say(f"domain {name!r} broke its console: {error}")
 
-        domain = guest.start(self._control, self._link, sink=self._print, broken=broken)
+        domain = guest.start(self._control, self._link, self.store, sink=self._print, broken=broken)
         for watcher in self._watchers:
             watcher.started(domain.domid, guest.symbols)
+
+    def _store_broken(self, domid: int, error: PeerError) -> None:
+        name = self._control.info(domid).name
+        self._voice.say(f"domain {name!r} broke its XenStore ring: {error}")
 
     def _print(self, domid: int, data: bytes) -> None:
         self._tails[domid].write(data)
@@ -220,6 +236,7 @@ class Host:
         guest.console.pump()
         if self._watchers:
             self._show_events()
+        self.store.server.domain_shut_down(domain.domid)
         self._voice.ended(guest.config.name)
         info = self._control.info(domain.domid)
         reason = info.shutdown_reason
