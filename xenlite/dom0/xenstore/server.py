@@ -225,13 +225,13 @@ class Server:
         if self._is_answering:
             return
         news, self._news = self._news, []
-        told: set[Connection] = set()
+        told: dict[Connection, None] = {}  # in the order of the news: runs repeat
         for item in news:
             if isinstance(item, Change):
-                told |= self.watches.fire(item)
+                told.update(dict.fromkeys(self.watches.fire(item)))
             else:
                 watch, path = item
                 watch.tell(path)
-                told.add(watch.connection)
+                told[watch.connection] = None
         for connection in told:
             connection.on_output()
