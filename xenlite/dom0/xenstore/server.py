@@ -130,7 +130,7 @@ class Server:
         """Tell the watches of a special name: now, or behind the answer that is being made."""
         node = self.tree.get(special)
         assert node is not None
-        self._news.append(Change(special, True, (node.permissions,)))
+        self._news.append(Change(special, is_exact=True, visible_by=(node.permissions,)))
         self._tell_news()
 
     # -- the tree -----------------------------------------------------------------------------

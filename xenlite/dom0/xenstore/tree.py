@@ -141,7 +141,11 @@ class Tree:
         for path, node in overlay.replaced():
             self._set(path, node)
         return [
-            Change(path, is_exact, (*visible_before[path], *self._visible_by(path)))
+            Change(
+                path,
+                is_exact=is_exact,
+                visible_by=(*visible_before[path], *self._visible_by(path)),
+            )
             for path, is_exact in overlay.changed.items()
         ]
 
