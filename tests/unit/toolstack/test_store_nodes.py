@@ -104,6 +104,7 @@ def store() -> Iterator[XenStore]:
     assert store.audit() == []
     store.remove(domain_paths(DOMID, UUID))
     assert store.audit() == []
+    assert not [path for path in store.server.tree._nodes if str(DOMID) in path.split("/")]
     assert named(store.server) == {0}
 
 
