@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 from pyxs import Client, Router
@@ -51,6 +52,14 @@ class Running:
         self.said = self.process.stderr.readline().decode()
         assert self.process.stdout.readline().endswith(b"hello\n")
         self.socket = directory / "xenstore.sock"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what a failed test has left running."""
+        self.process.kill()
+        self.process.communicate()
 
     def theirs(self, tool: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run one of xenstore-utils."""
@@ -92,10 +101,10 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def running(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("run") / "sockets"
-    made = Running(directory, "--audit", "--socket-dir", directory, kernel=kernel)
-    yield made
-    assert made.theirs("xenstore", "ls").returncode == 0
-    made.end()
+    with Running(directory, "--audit", "--socket-dir", directory, kernel=kernel) as made:
+        yield made
+        assert made.theirs("xenstore", "ls").returncode == 0
+        made.end()
     assert not directory.exists()
 
 
@@ -115,16 +124,16 @@ def test_a_directory_of_its_own_is_found_again_and_removed(kernel: Path, tmp_pat
         assert (none.returncode, none.stdout) == (1, "")
         assert "no xenlite is running here" in none.stderr
         base = tmp_path / "xenlite"
-        made = Running(tmp_path / "x", kernel=kernel)
-        assert made.said == f"xenlite: sockets in {base}/{made.process.pid}\n"
-        found = done([*XENLITE, "xenstore", "read", "/local/domain/1/name"], dict(os.environ))
-        assert found.stdout == "waiter\n"
-        other = Running(tmp_path / "y", kernel=kernel)
-        both = done([*XENLITE, "xenstore", "ls"], dict(os.environ))
-        assert both.returncode == 1
-        assert "several are running; give --socket-dir" in both.stderr
-        made.end()
-        other.end()
+        with Running(tmp_path / "x", kernel=kernel) as made:
+            assert made.said == f"xenlite: sockets in {base}/{made.process.pid}\n"
+            found = done([*XENLITE, "xenstore", "read", "/local/domain/1/name"], dict(os.environ))
+            assert found.stdout == "waiter\n"
+            with Running(tmp_path / "y", kernel=kernel) as other:
+                both = done([*XENLITE, "xenstore", "ls"], dict(os.environ))
+                assert both.returncode == 1
+                assert "several are running; give --socket-dir" in both.stderr
+                other.end()
+            made.end()
         assert list(base.iterdir()) == []
 
 
@@ -245,6 +254,16 @@ def test_watches_report_what_changes(running: Running, whose: str) -> None:
     watching.communicate()
 
 
+def test_a_tree_of_any_depth_is_shown(running: Running) -> None:
+    assert running.ours("write", "/deep" + "/d" * 1000, "bottom").returncode == 0
+    lines = running.ours("ls", "/deep").stdout.splitlines()
+    assert (len(lines), lines[-1]) == (1000, " " * 999 + 'd = "bottom"')
+    assert running.ours("chmod", "-r", "/deep", "r0").returncode == 0
+    assert running.ours("ls", "-p", "/deep").stdout.count("(r0)") == 1000
+    assert running.ours("rm", "-t", "/deep" + "/d" * 1000).returncode == 0
+    assert running.ours("exists", "/deep").returncode == 1
+
+
 def test_a_thousand_children_are_listed_whole(running: Running) -> None:
     names = [f"number-{n:04}" for n in range(1000)]
     pairs = [word for name in names for word in (f"/many/{name}", "x")]
@@ -329,25 +348,25 @@ def test_pyxs_monitors_a_path(running: Running) -> None:
 def test_a_domain_that_ends_is_news_and_leaves_nothing(kernel: Path, tmp_path: Path) -> None:
     directory = tmp_path / "sockets"
     words = ["name=goes", "cmdline=e", f"{tmp_path}/dom.yaml", "name=stays"]
-    made = Running(directory, *words, "--socket-dir", directory, kernel=kernel, typing=True)
-    with pyxs_client(made) as client, client.monitor() as monitor:
-        monitor.watch(b"@releaseDomain", b"gone")
-        events = monitor.wait()
-        assert tuple(next(events)) == (b"@releaseDomain", b"gone")
-        assert client.read(b"/local/domain/1/name") == b"goes"
-        assert made.process.stdin is not None
-        made.process.stdin.write(b"q")
-        made.process.stdin.flush()
-        assert tuple(next(events)) == (b"@releaseDomain", b"gone")  # it has shut down
-        assert tuple(next(events)) == (b"@releaseDomain", b"gone")  # and is no more
-        while client.exists(b"/local/domain/1"):
-            pass
-        assert client.list(b"/local/domain") == [b"0", b"2"]
-        assert not client.exists(b"/libxl/1")
-        assert len(client.list(b"/vm")) == 1
-        assert not client.is_domain_introduced(1)
-    assert made.theirs("xenstore-ls", "-p").stdout.count("r1") == 0
-    made.end()
+    with Running(directory, *words, "--socket-dir", directory, kernel=kernel, typing=True) as made:
+        with pyxs_client(made) as client, client.monitor() as monitor:
+            monitor.watch(b"@releaseDomain", b"gone")
+            events = monitor.wait()
+            assert tuple(next(events)) == (b"@releaseDomain", b"gone")
+            assert client.read(b"/local/domain/1/name") == b"goes"
+            assert made.process.stdin is not None
+            made.process.stdin.write(b"q")
+            made.process.stdin.flush()
+            assert tuple(next(events)) == (b"@releaseDomain", b"gone")  # it has shut down
+            assert tuple(next(events)) == (b"@releaseDomain", b"gone")  # and is no more
+            while client.exists(b"/local/domain/1"):
+                pass
+            assert client.list(b"/local/domain") == [b"0", b"2"]
+            assert not client.exists(b"/libxl/1")
+            assert len(client.list(b"/vm")) == 1
+            assert not client.is_domain_introduced(1)
+        assert made.theirs("xenstore-ls", "-p").stdout.count("r1") == 0
+        made.end()
 
 
 # -- clients that misbehave -----------------------------------------------------------------------
@@ -381,8 +400,7 @@ def test_a_client_that_never_reads_holds_up_nobody(running: Running) -> None:
 def test_more_clients_than_are_taken_wait_for_their_turn(running: Running) -> None:
     waiting = []
     for _ in range(210):
-        one = socket.socket(socket.AF_UNIX)
-        one.settimeout(PATIENCE)
+        one = socket.socket(socket.AF_UNIX)  # blocking: connect waits while others wait
         one.connect(str(running.socket))
         waiting.append(one)
     for one in waiting:
