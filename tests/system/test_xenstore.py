@@ -231,6 +231,17 @@ def test_a_write_is_all_or_nothing(running: Running) -> None:
     assert (result.returncode, result.stderr) == (1, "xenlite: write: '/all/b' has no value\n")
 
 
+def test_words_of_any_bytes_are_the_stores_to_judge(running: Running) -> None:
+    odd = os.fsdecode(b"\xff\xfe")
+    for words in (("read", f"/{odd}"), ("chmod", "/tool", odd), ("exists", odd)):
+        result = running.ours(*words)
+        assert result.returncode == 1
+        assert result.stderr.startswith("xenlite: EINVAL: ")
+    assert running.ours("write", "/odd", odd).returncode == 0
+    assert running.ours("read", "/odd").stdout == "\\xff\\xfe\n"
+    assert running.ours("rm", "/odd").returncode == 0
+
+
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
 def test_watches_report_what_changes(running: Running, whose: str) -> None:
     command = [*XENLITE, "xenstore", "watch", "--socket-dir", str(running.directory)]

@@ -137,7 +137,7 @@ def write(client: StoreClient, options: argparse.Namespace) -> int:
 
     def write_all() -> None:
         for path, value in zip(paths, values, strict=True):
-            client.write(path, value.encode(errors="surrogateescape"))
+            client.write(path, os.fsencode(value))
 
     client.in_transaction(write_all)
     return EXIT_OK

@@ -7,16 +7,22 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from xenlite.abi.x86_32p import E2BIG, EINVAL
+from xenlite.abi.x86_32p import E2BIG, EINVAL, XS_DIRECTORY_PART
 from xenlite.dom0.xenstore.store import StoreNode, XenStore
 from xenlite.errors import ConfigError, Refused
 from xenlite.hypervisor import Hypervisor
 from xenlite.toolstack.socket_dir import STORE_SOCKET, SocketDirectory
 from xenlite.toolstack.store_client import StoreClient
 from xenlite.toolstack.store_socket import StoreSocket
+
+if TYPE_CHECKING:
+    from typing_extensions import override
+else:
+    from xenlite.abi.codec import override
 
 SECOND_NS = 10**9
 
@@ -141,6 +147,37 @@ def test_a_directory_that_no_message_holds_is_read_in_parts(tmp_path: Path) -> N
             with StoreClient(served.path) as client:
                 assert client.directory("/many") == names
                 assert client.directory("/many/" + names[0]) == []
+
+        served.while_serving(read)
+
+
+class Interrupted(StoreClient):
+    """A client that is interrupted, once, between two parts of a directory."""
+
+    def __init__(self, path: Path, interrupt: Callable[[], None]) -> None:
+        super().__init__(path)
+        self._interrupt: Callable[[], None] | None = interrupt
+
+    @override
+    def _ask(self, request: int, path: str, rest: bytes = b"") -> bytes:
+        answer = super()._ask(request, path, rest)
+        if request == XS_DIRECTORY_PART and self._interrupt is not None:
+            interrupt, self._interrupt = self._interrupt, None
+            interrupt()
+        return answer
+
+
+def test_a_directory_that_changes_while_it_is_read_is_read_again(tmp_path: Path) -> None:
+    with host(tmp_path / "s") as served:
+        names = [f"a-rather-long-name-{n:04}" for n in range(500)]
+        served.store.put([StoreNode(f"/many/{name}") for name in names])
+
+        def read() -> None:
+            with (
+                StoreClient(served.path) as other,
+                Interrupted(served.path, lambda: other.remove(f"/many/{names[0]}")) as client,
+            ):
+                assert client.directory("/many") == names[1:]
 
         served.while_serving(read)
 
