@@ -2,7 +2,8 @@
 """The backends' door: grants and event ports with the rights of one domain (``doors.Link``).
 
 An event for a port with a handler queues that handler; it runs in the hypervisor's loop, after the
-guest has been left, and once however many events came before it ran.
+guest has been left, and once however many events came before it ran. Its time is charged to the
+domain at the port's other end: asking a backend for work gives nobody more than its share.
 """
 
 from __future__ import annotations
@@ -69,9 +70,17 @@ class LinkDoor:
             self._hypervisor.defer(lambda: self._serve(port))
 
     def _serve(self, port: int) -> None:
-        if port in self._queued:
-            self._queued.discard(port)
-            self._handlers[port]()
+        """Handle an event; the time is its sender's, so that asking for work is no way to more."""
+        if port not in self._queued:
+            return
+        self._queued.discard(port)
+        channel = self._domain.events.channel(port)
+        assert channel is not None, port
+        clock = self._hypervisor.machine.clock
+        started_ns = clock.monotonic_ns()
+        self._handlers[port]()
+        now_ns = clock.monotonic_ns()
+        self._hypervisor.scheduler.charge(channel.remote, now_ns - started_ns, now_ns)
 
     def _peer(self, domid: int) -> Domain:
         domain = self._hypervisor.domains.get(domid)

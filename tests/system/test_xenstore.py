@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Self
 
 import pytest
 from pyxs import Client, Router
@@ -33,22 +34,32 @@ PATIENCE = 30
 class Running:
     """One ``xenlite run`` whose guest waits for ever; its domid is 1."""
 
-    def __init__(self, directory: Path, *words: str | Path, kernel: Path) -> None:
+    def __init__(
+        self, directory: Path, *words: str | Path, kernel: Path, typing: bool = False
+    ) -> None:
         self.directory = directory
         config = directory.parent / "dom.yaml"
         config.write_text(f"name: waiter\nkernel: {kernel}\nmemory: 4\ncmdline: b\n")
         self.process = subprocess.Popen(
             [*XENLITE, "run", str(config), *map(str, words)],
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if typing else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         assert self.process.stderr is not None
         assert self.process.stdout is not None
         self.said = self.process.stderr.readline().decode()
-        assert self.process.stdout.readline() == b"hello\n"
+        assert self.process.stdout.readline().endswith(b"hello\n")
         self.socket = directory / "xenstore.sock"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End what a failed test has left running."""
+        self.process.kill()
+        self.process.communicate()
 
     def theirs(self, tool: str, *words: str) -> subprocess.CompletedProcess[str]:
         """Run one of xenstore-utils."""
@@ -90,10 +101,10 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def running(kernel: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     directory = tmp_path_factory.mktemp("run") / "sockets"
-    made = Running(directory, "--audit", "--socket-dir", directory, kernel=kernel)
-    yield made
-    assert made.theirs("xenstore", "ls").returncode == 0
-    made.end()
+    with Running(directory, "--audit", "--socket-dir", directory, kernel=kernel) as made:
+        yield made
+        assert made.theirs("xenstore", "ls").returncode == 0
+        made.end()
     assert not directory.exists()
 
 
@@ -113,16 +124,16 @@ def test_a_directory_of_its_own_is_found_again_and_removed(kernel: Path, tmp_pat
         assert (none.returncode, none.stdout) == (1, "")
         assert "no xenlite is running here" in none.stderr
         base = tmp_path / "xenlite"
-        made = Running(tmp_path / "x", kernel=kernel)
-        assert made.said == f"xenlite: sockets in {base}/{made.process.pid}\n"
-        found = done([*XENLITE, "xenstore", "read", "/local/domain/1/name"], dict(os.environ))
-        assert found.stdout == "waiter\n"
-        other = Running(tmp_path / "y", kernel=kernel)
-        both = done([*XENLITE, "xenstore", "ls"], dict(os.environ))
-        assert both.returncode == 1
-        assert "several are running; give --socket-dir" in both.stderr
-        made.end()
-        other.end()
+        with Running(tmp_path / "x", kernel=kernel) as made:
+            assert made.said == f"xenlite: sockets in {base}/{made.process.pid}\n"
+            found = done([*XENLITE, "xenstore", "read", "/local/domain/1/name"], dict(os.environ))
+            assert found.stdout == "waiter\n"
+            with Running(tmp_path / "y", kernel=kernel) as other:
+                both = done([*XENLITE, "xenstore", "ls"], dict(os.environ))
+                assert both.returncode == 1
+                assert "several are running; give --socket-dir" in both.stderr
+                other.end()
+            made.end()
         assert list(base.iterdir()) == []
 
 
@@ -220,6 +231,17 @@ def test_a_write_is_all_or_nothing(running: Running) -> None:
     assert (result.returncode, result.stderr) == (1, "xenlite: write: '/all/b' has no value\n")
 
 
+def test_words_of_any_bytes_are_the_stores_to_judge(running: Running) -> None:
+    odd = os.fsdecode(b"\xff\xfe")
+    for words in (("read", f"/{odd}"), ("chmod", "/tool", odd), ("exists", odd)):
+        result = running.ours(*words)
+        assert result.returncode == 1
+        assert result.stderr.startswith("xenlite: EINVAL: ")
+    assert running.ours("write", "/odd", odd).returncode == 0
+    assert running.ours("read", "/odd").stdout == "\\xff\\xfe\n"
+    assert running.ours("rm", "/odd").returncode == 0
+
+
 @pytest.mark.parametrize("whose", ["ours", "theirs"])
 def test_watches_report_what_changes(running: Running, whose: str) -> None:
     command = [*XENLITE, "xenstore", "watch", "--socket-dir", str(running.directory)]
@@ -241,6 +263,16 @@ def test_watches_report_what_changes(running: Running, whose: str) -> None:
     assert watching.stdout.readline() == "/watched\n"
     assert watching.wait(PATIENCE) == 0
     watching.communicate()
+
+
+def test_a_tree_of_any_depth_is_shown(running: Running) -> None:
+    assert running.ours("write", "/deep" + "/d" * 1000, "bottom").returncode == 0
+    lines = running.ours("ls", "/deep").stdout.splitlines()
+    assert (len(lines), lines[-1]) == (1000, " " * 999 + 'd = "bottom"')
+    assert running.ours("chmod", "-r", "/deep", "r0").returncode == 0
+    assert running.ours("ls", "-p", "/deep").stdout.count("(r0)") == 1000
+    assert running.ours("rm", "-t", "/deep" + "/d" * 1000).returncode == 0
+    assert running.ours("exists", "/deep").returncode == 1
 
 
 def test_a_thousand_children_are_listed_whole(running: Running) -> None:
@@ -321,6 +353,33 @@ def test_pyxs_monitors_a_path(running: Running) -> None:
         client.delete(b"/mon")
 
 
+# -- domains that end -----------------------------------------------------------------------------
+
+
+def test_a_domain_that_ends_is_news_and_leaves_nothing(kernel: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "sockets"
+    words = ["name=goes", "cmdline=e", f"{tmp_path}/dom.yaml", "name=stays"]
+    with Running(directory, *words, "--socket-dir", directory, kernel=kernel, typing=True) as made:
+        with pyxs_client(made) as client, client.monitor() as monitor:
+            monitor.watch(b"@releaseDomain", b"gone")
+            events = monitor.wait()
+            assert tuple(next(events)) == (b"@releaseDomain", b"gone")
+            assert client.read(b"/local/domain/1/name") == b"goes"
+            assert made.process.stdin is not None
+            made.process.stdin.write(b"q")
+            made.process.stdin.flush()
+            assert tuple(next(events)) == (b"@releaseDomain", b"gone")  # it has shut down
+            assert tuple(next(events)) == (b"@releaseDomain", b"gone")  # and is no more
+            while client.exists(b"/local/domain/1"):
+                pass
+            assert client.list(b"/local/domain") == [b"0", b"2"]
+            assert not client.exists(b"/libxl/1")
+            assert len(client.list(b"/vm")) == 1
+            assert not client.is_domain_introduced(1)
+        assert made.theirs("xenstore-ls", "-p").stdout.count("r1") == 0
+        made.end()
+
+
 # -- clients that misbehave -----------------------------------------------------------------------
 
 
@@ -352,8 +411,7 @@ def test_a_client_that_never_reads_holds_up_nobody(running: Running) -> None:
 def test_more_clients_than_are_taken_wait_for_their_turn(running: Running) -> None:
     waiting = []
     for _ in range(210):
-        one = socket.socket(socket.AF_UNIX)
-        one.settimeout(PATIENCE)
+        one = socket.socket(socket.AF_UNIX)  # blocking: connect waits while others wait
         one.connect(str(running.socket))
         waiting.append(one)
     for one in waiting:

@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xenlite.errors import ConfigError, Fault
+from xenlite.abi.x86_32p import ENOENT
+from xenlite.errors import ConfigError, Fault, Refused
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from xenlite.toolstack.store_client import StoreClient
 
@@ -61,21 +62,44 @@ def _only_running() -> Path:
 
 
 def list_tree(client: StoreClient, options: argparse.Namespace) -> int:
-    """Print everything below a node."""
-
-    def show(path: str, depth: int) -> None:
-        for name in client.directory(path):
-            child = f"{path.rstrip('/')}/{name}"
-            line = child if options.full else " " * depth + name
-            line += f' = "{_printable(client.read(child))}"'
-            if options.permissions:
-                led = f"{line} " if options.full else _dotted(line)
-                line = f"{led}  ({','.join(client.permissions(child))})"
-            _print(line)
-            show(child, depth + 1)
-
-    show(options.path, 0)
+    """Print everything below a node; what goes away meanwhile is left out."""
+    for path, depth in _below(client, options.path):
+        try:
+            value = client.read(path)
+            entries = client.permissions(path) if options.permissions else []
+        except Refused as refused:
+            if refused.errno != ENOENT:
+                raise
+            continue
+        line = path if options.full else " " * depth + path.rpartition("/")[2]
+        line += f' = "{_printable(value)}"'
+        if entries:
+            led = f"{line} " if options.full else _dotted(line)
+            line = f"{led}  ({','.join(entries)})"
+        _print(line)
     return EXIT_OK
+
+
+def _below(client: StoreClient, top: str) -> Iterator[tuple[str, int]]:
+    """Yield each path below ``top`` and its depth, a node before its children.
+
+    Without recursion: how deep the tree is may be a guest's choice.
+    """
+    waiting = [(_child(top, name), 0) for name in reversed(client.directory(top))]
+    while waiting:
+        path, depth = waiting.pop()
+        yield path, depth
+        try:
+            names = client.directory(path)
+        except Refused as refused:
+            if refused.errno != ENOENT:
+                raise
+            continue
+        waiting += [(_child(path, name), depth + 1) for name in reversed(names)]
+
+
+def _child(path: str, name: str) -> str:
+    return f"{path.rstrip('/')}/{name}"
 
 
 def read(client: StoreClient, options: argparse.Namespace) -> int:
@@ -113,7 +137,7 @@ def write(client: StoreClient, options: argparse.Namespace) -> int:
 
     def write_all() -> None:
         for path, value in zip(paths, values, strict=True):
-            client.write(path, value.encode(errors="surrogateescape"))
+            client.write(path, os.fsencode(value))
 
     client.in_transaction(write_all)
     return EXIT_OK
@@ -137,14 +161,11 @@ def remove(client: StoreClient, options: argparse.Namespace) -> int:
 def chmod(client: StoreClient, options: argparse.Namespace) -> int:
     """Set permissions, of what is below (``-r``) and above (``-u``) too."""
 
-    def set_below(path: str) -> None:
-        client.set_permissions(path, options.modes)
-        if options.recurse:
-            for name in client.directory(path):
-                set_below(f"{path.rstrip('/')}/{name}")
-
     def set_all() -> None:
-        set_below(options.path)
+        client.set_permissions(options.path, options.modes)
+        if options.recurse:
+            for path, _ in _below(client, options.path):
+                client.set_permissions(path, options.modes)
         above = options.path.rpartition("/")[0]
         while options.upwards and above:
             client.set_permissions(above, options.modes)

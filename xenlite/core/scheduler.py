@@ -136,8 +136,10 @@ class Scheduler:
         return chosen, account
 
     def charge(self, domid: int, spent_ns: int, now_ns: int) -> None:
-        """Take what a domain has just spent from its account."""
-        self._accounts[domid].spend(spent_ns, now_ns)
+        """Take what a domain has just spent from its account, if it has one (Dom0 has none)."""
+        account = self._accounts.get(domid)
+        if account is not None:
+            account.spend(spent_ns, now_ns)
 
     def next_unpark_ns(self, domains: Collection[Domain], now_ns: int) -> int | None:
         """Return when the first parked domain with something to do may run again, if any is."""

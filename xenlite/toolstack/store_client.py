@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections import deque
 from typing import TYPE_CHECKING, Final, Self, TypeVar
@@ -101,7 +102,7 @@ class StoreClient:
 
     def set_permissions(self, path: str, entries: list[str]) -> None:
         """Say who may do what with a node."""
-        self._ask(XS_SET_PERMS, path, b"".join(entry.encode() + b"\0" for entry in entries))
+        self._ask(XS_SET_PERMS, path, b"".join(os.fsencode(entry) + b"\0" for entry in entries))
 
     def watch(self, path: str) -> None:
         """Ask for events of a node and what is below it; the first comes at once."""
@@ -150,7 +151,7 @@ class StoreClient:
                 return names[:-1]
 
     def _ask(self, request: int, path: str, rest: bytes = b"") -> bytes:
-        payload = path.encode() + b"\0" + rest
+        payload = os.fsencode(path) + b"\0" + rest
         if len(payload) > XENSTORE_PAYLOAD_MAX:
             raise Refused(E2BIG, "E2BIG", path)
         try:

@@ -36,6 +36,7 @@ GUESTS_OWN: Final = (
     "attr",
     "error",
 )
+KINDS: Final = ("console", "vbd", "vif")
 # Empty, and only read by the guest; what lies below has rights of its own.
 GUEST_READS: Final = ("cpu", "memory", "device", "control")
 
@@ -93,7 +94,8 @@ def domain_nodes(config: DomainConfig, domain: BuiltDomain, uuid: str) -> list[S
 
 def domain_paths(domid: int, uuid: str) -> list[str]:
     """Return what has to go with a domain, beside what it owns itself."""
-    return [home(domid), f"/vm/{uuid}", f"/libxl/{domid}", f"{home(0)}/backend/console/{domid}"]
+    backends = [f"{home(0)}/backend/{kind}/{domid}" for kind in KINDS]
+    return [home(domid), f"/vm/{uuid}", f"/libxl/{domid}", *backends]
 
 
 def vbd_nodes(domid: int, device: int, name: str, params: str, *, mode: str) -> list[StoreNode]:

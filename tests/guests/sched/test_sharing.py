@@ -11,6 +11,7 @@ from tests.support.guest import START, BootedGuest
 from tests.support.guests import SMP, TIME, TIMER_EVENTS, several
 from xenlite.doors import RunState
 from xenlite.hypervisor import Hypervisor
+from xenlite.machine.clock import ManualClock
 
 SPIN = "spin: inc dword ptr [count]\njmp spin\n.data\ncount: .long 0\n.text\n"
 HOGS = {
@@ -264,3 +265,32 @@ def test_a_domain_whose_peer_is_destroyed_sleeps_on() -> None:
         assert not one.run(seconds=0.05)
         assert one.control.info(one.domid).state is RunState.BLOCKED
         assert one.control.audit() == []
+
+
+def test_the_time_that_dom0_works_for_a_guest_is_that_guests() -> None:
+    """The clock stands still but for a backend that takes 50 ms for an event."""
+    clock = ManualClock()
+    sender = """
+    mov eax, [esi + START_INFO_STORE_EVTCHN]
+    mov [port], eax
+again:
+    mov ebx, EVTCHNOP_send
+    mov ecx, offset port
+    XEN event_channel_op
+    mov ebx, SCHEDOP_yield
+    xor ecx, ecx
+    XEN sched_op
+    jmp again
+.data
+port: .long 0
+"""
+    with several([sender, SPIN], clock=clock) as (asking, other):
+        hypervisor = asking.hypervisor
+        link = hypervisor.link(0)
+        account = hypervisor.scheduler.account
+        port = link.bind_interdomain(asking.domid, asking.built.store_port)
+        link.on_event(port, lambda: clock.advance(50_000_000))
+        assert asking.run(until=lambda: clock.monotonic_ns() > 0)
+        assert account(asking.domid).virtual_ns == 50_000_000
+        assert account(other.domid).virtual_ns == 0
+        link.close(port)

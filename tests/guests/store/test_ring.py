@@ -10,11 +10,13 @@ import pytest
 
 from tests.support.guest import BootedGuest, made
 from tests.support.guests import several
-from tests.support.store import Client
+from tests.support.store import Client, refused
 from xenlite.abi.x86_32p import (
     XS_DIRECTORY,
     XS_ERROR,
+    XS_INTRODUCE,
     XS_READ,
+    XS_RELEASE,
     XS_TRANSACTION_END,
     XS_TRANSACTION_START,
     XS_WATCH,
@@ -292,13 +294,19 @@ def test_a_guest_that_leaves_its_events_unread_is_cut_off() -> None:
         assert store.server.watches.all() == []
 
 
-def test_a_ring_comes_and_goes_with_its_domain() -> None:
+def test_a_tool_takes_a_ring_away_and_brings_it_back() -> None:
     request, answer = PLAIN[0]
     with made(talking([request], [answer])) as guest, serving(guest) as (store, _):
+        tool = Client(store.server, 0)
+        port = str(guest.built.store_port).encode()
         for _ in range(5):
-            store.release(guest.domid)
+            tool.ask(XS_RELEASE, b"1")
             assert guest.domid not in store.server.domains
-            store.introduce(guest.domid, guest.built.store_port)
+            for nonsense in [(b"9", port), (b"1", b"99"), (b"1", str(2**32).encode())]:
+                with refused("EINVAL"):
+                    tool.ask(XS_INTRODUCE, nonsense[0], b"0", nonsense[1])
+            tool.ask(XS_INTRODUCE, b"1", b"0", port)
+            assert guest.domid in store.server.domains
         store.put([StoreNode("/local/domain/1", "", (Permission(1, Access.NONE),))])
         assert guest.run()
         assert guest.reason == 7
