@@ -336,7 +336,7 @@ class Hypervisor:
 
     def _run_recorded_slice(self, guest: _Guest, vcpu: Vcpu) -> None:
         assert self.recorder is not None
-        started_ns = self.recorder.now_ns()
+        started_ns = self.recorder.turn_begins(vcpu)
         self._run_slice(guest, vcpu)
         self.recorder.turn(vcpu, started_ns)
 

@@ -93,7 +93,7 @@ class Happening(NamedTuple):
                 number = self.number
                 return HYPERCALL_NAMES.get(number, f"hypercall {number}")
             case Kind.TRAP:
-                return _trap_name(Trap._make(record.words[:9]))
+                return _trap_name(Trap._make(record.words[:7]))
             case _:
                 return record.kind.name.lower()
 
@@ -107,16 +107,8 @@ class Happening(NamedTuple):
     @property
     def duration_ns(self) -> int | None:
         """Return how long it took, where it took time."""
-        record = self.record
-        match record.kind:
-            case Kind.HYPERCALL:
-                return Hypercall._make(record.words).duration_ns
-            case Kind.TRAP:
-                return Trap._make(record.words[:9]).duration_ns
-            case Kind.TURN:
-                return Turn._make(record.words[:2]).duration_ns
-            case _:
-                return None
+        takes_time = self.record.kind in (Kind.HYPERCALL, Kind.TRAP, Kind.TURN)
+        return self.record.duration_ns if takes_time else None
 
     @property
     def is_error(self) -> bool:
@@ -148,10 +140,11 @@ def happenings(records: Iterable[Record]) -> Iterator[Happening]:
         yield Happening(held)
 
 
-def event_line(happening: Happening, symbols: Symbols) -> str:
-    """Write one event: time in seconds, domain, vCPU, and what happened."""
+def event_line(happening: Happening, symbols: Symbols, zero_ns: int) -> str:
+    """Write one event: time in seconds from ``zero_ns``, domain, vCPU, and what happened."""
     record = happening.record
-    return f"{record.time_ns / 1e9:11.6f} d{record.domid}v{record.vcpu} {what(happening, symbols)}"
+    when = f"{(record.time_ns - zero_ns) / 1e9:11.6f}"
+    return f"{when} d{record.domid}v{record.vcpu} {what(happening, symbols)}"
 
 
 def what(happening: Happening, symbols: Symbols) -> str:
@@ -164,16 +157,16 @@ def what(happening: Happening, symbols: Symbols) -> str:
         case Kind.REFUSAL:
             return f"refused: {_rule(record)}"
         case Kind.TRAP:
-            return _trap(Trap._make(words[:9]), symbols)
+            return _trap(Trap._make(words[:7]), symbols)
         case Kind.UPCALL:
             upcall = Upcall._make(words[:3])
             return f"upcall at {symbols.show(upcall.eip)} -> {symbols.show(upcall.target)}"
         case Kind.EVENT:
             return _event(Event._make(words[:5]))
         case Kind.TURN:
-            turn = Turn._make(words[:2])
+            turn = Turn._make(words[:1])
             state = RUNSTATE_NAMES.get(turn.state, "").removeprefix("RUNSTATE_")
-            return f"ran for {turn.duration_ns / 1e3:.1f} us, then {state}"
+            return f"ran for {record.duration_ns / 1e3:.1f} us, then {state}"
         case Kind.CRASH:
             rule, _, detail = "\0".join(record.texts()).partition("\0")
             return f"crashed: {rule}{f': {detail}' if detail else ''}"
@@ -199,10 +192,10 @@ def caller_of(call: Hypercall, symbols: Symbols) -> int:
 def _hypercall(happening: Happening, symbols: Symbols) -> str:
     record = happening.record
     call = Hypercall._make(record.words)
-    text = call_text(happening.number, call.arguments, record.copies(), call.list_bytes)
+    text = call_text(happening.number, call.arguments, record.copies())
     result = _SPECIAL.get(call.outcome) or result_text(call.result)
     why = "" if happening.refusal is None else f": {_rule(happening.refusal)}"
-    took = f"<{call.duration_ns / 1e3:.1f} us>"
+    took = f"<{record.duration_ns / 1e3:.1f} us>"
     return f"{text} = {result}{why} {took} from {symbols.show(caller_of(call, symbols))}"
 
 
