@@ -16,13 +16,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
-    HYPERCALL_ARGS,
-    HYPERCALL_NAMES,
-    LISTS,
     MMU_UPDATE_PREEMPTED,
-    OPERATIONS,
-    SCALAR_SIZES,
-    STRUCTURES,
+    POINTERS,
     HYPERVISOR_console_io,
     HYPERVISOR_event_channel_op,
     HYPERVISOR_fpu_taskswitch,
@@ -192,7 +187,7 @@ class Recorder:
             put(time_ns, time_ns, who | channel.vcpu << _VCPU_SHIFT, words, b"")
             receive(port)
 
-        events.receive = recorded
+        events.watch(recorded)
 
     # -- traps --------------------------------------------------------------------------------
 
@@ -227,7 +222,6 @@ def _wrap(recorder: Recorder, inner: TrapHandlers) -> RecordedTraps:
         seat = recorder.seat_of(domain)
         for number, handler in enumerate(table):
             table[number] = _record_call(recorder, domain, number, handler)
-        recorder.watch_events(domain)
         recorder.note(domain, Kind.START, (), domain.name)
 
     def join(new_parts: TrapParts) -> None:
@@ -315,8 +309,7 @@ def _record_call(recorder: Recorder, domain: Domain, number: int, handler: Handl
     m8, m32, m64 = memory.m8, memory.m32, memory.m64
     buffer, place, pack_into = recorder.buffer, recorder.place, HEAD.pack_into
     head, limit = HEAD.size, len(recorder.buffer)
-    pointer = _pointer_of(number)
-    copy = None if pointer is None else _make_copy(domain, pointer)
+    copy = _make_copy(domain, number) if number in POINTERS else None
     may_move_stack = number not in _MAPS_NOTHING
 
     def find_stack(esp: int) -> int:
@@ -369,50 +362,8 @@ def _record_call(recorder: Recorder, domain: Domain, number: int, handler: Handl
     return recorded
 
 
-@dataclass(frozen=True, slots=True)
-class _Pointer:
-    """The argument of a hypercall that names memory; places are registers in their order."""
-
-    place: int
-    sizes: dict[int, int]  # bytes of an entry, by sub-operation
-    selector: int | None  # where the sub-operation stands; without one it is 0
-    counter: int | None
-    each: int
-    has_end: bool
-
-
-def _pointer_of(number: int) -> _Pointer | None:
-    """Look up what hypercall ``number`` points to: a structure, or a list of anything."""
-    name = HYPERCALL_NAMES.get(number, "")
-    selector, _, structures = OPERATIONS.get(name, ("", {}, {}))
-    lists = LISTS.get(name, {})
-    places: dict[str, int] = {}
-    place = 0
-    found: tuple[str, dict[int, int]] | None = None
-    selects: int | None = None
-    for argument, kind in HYPERCALL_ARGS.get(name, ()):
-        places[argument] = place
-        place += 2 if kind == "uint64" else 1
-        target = kind.removesuffix("*")
-        if kind == "void*" and structures:
-            found = argument, {cmd: _size_of(type_) for cmd, type_ in structures.items()}
-            selects = places[selector]
-        elif argument in lists or (kind != target and target in STRUCTURES):
-            found = argument, {0: _size_of(target)}
-    if found is None:
-        return None
-    argument, sizes = found
-    counter, each, until = lists.get(argument, ("", 1, ""))
-    return _Pointer(places[argument], sizes, selects, places.get(counter), each, bool(until))
-
-
-def _size_of(type_: str) -> int:
-    structure = STRUCTURES.get(type_)
-    return SCALAR_SIZES[type_] if structure is None else structure.LAYOUT.size
-
-
-def _make_copy(domain: Domain, pointer: _Pointer) -> Callable[[tuple[int, ...]], tuple[bytes, int]]:
-    """Bind what copies the memory that a call names, given its registers.
+def _make_copy(domain: Domain, number: int) -> Callable[[tuple[int, ...]], tuple[bytes, int]]:
+    """Bind what copies the memory that hypercall ``number`` names, given its registers.
 
     Returns the copy as an event has it, and the machine address to look at again after the call.
     That is of a sub-operation's structure in one page, and 0 of all else. A structure of one word
@@ -420,8 +371,7 @@ def _make_copy(domain: Domain, pointer: _Pointer) -> Callable[[tuple[int, ...]],
     """
     slot_of, memory = domain.paging.slot_of, domain.machine.memory
     m8, m64, pack = memory.m8, memory.m64, COPY.pack
-    place, sizes, selector = pointer.place, pointer.sizes, pointer.selector
-    counter, each, has_end = pointer.counter, pointer.each, pointer.has_end
+    place, sizes, selector, counter, each, has_end = POINTERS[number]
     only = 0 if selector is not None else sizes[0]
 
     def copy(registers: tuple[int, ...]) -> tuple[bytes, int]:

@@ -238,5 +238,5 @@ def _trap(trap: Trap, symbols: Symbols) -> str:
 def _event(event: Event) -> str:
     if event.state == EVTCHNSTAT_interdomain:
         return f"event at port {event.port} from d{event.remote} port {event.remote_port}"
-    kind = "IPI" if event.state == EVTCHNSTAT_ipi else "VIRQ"
-    return f"event at port {event.port}, a {kind}"
+    kind = "an IPI" if event.state == EVTCHNSTAT_ipi else "a VIRQ"
+    return f"event at port {event.port}, {kind}"

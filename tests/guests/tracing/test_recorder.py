@@ -48,7 +48,8 @@ def test_a_domain_that_is_not_recorded_keeps_its_own_handlers() -> None:
         assert not cpu.traps.sees_all  # type: ignore[attr-defined]
         assert cpu.ways._memory is not None
         assert recorded_cpu.ways._memory is None
-        assert plain.domain.events.receive == plain.domain.events._receive
+        assert plain.domain.events.receive.__module__ == "xenlite.core.evtchn"
+        assert seen.guest.domain.events.receive.__module__ == "xenlite.recorder"
         assert plain.control.recorded() == (b"", 0)
 
 
@@ -151,6 +152,26 @@ wait:
         assert "event at port 3, a VIRQ" in seen.line("event")
         assert seen.line("upcall").endswith("<on_event>")
         assert seen.names.index("event") < seen.names.index("upcall")
+
+
+def test_an_ipi_is_seen_once() -> None:
+    source = """
+    mov ebx, EVTCHNOP_bind_ipi
+    mov ecx, offset bound
+    XEN event_channel_op
+    mov eax, [bound + EVTCHN_BIND_IPI_PORT]
+    mov [port], eax
+    mov ebx, EVTCHNOP_send
+    mov ecx, offset port
+    XEN event_channel_op
+    FINISH 0
+.data
+bound: .long 0, 0
+port: .long 0
+"""
+    with recorded(source) as (seen,):
+        assert seen.names == ["event_channel_op", "event", "event_channel_op", "sched_op"]
+        assert seen.line("event").endswith(", an IPI")
 
 
 def test_a_crash_is_the_last_that_is_seen() -> None:
