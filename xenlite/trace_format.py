@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is a class
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 MAGIC: Final = b"xenlite trace 1\n"
 HEAD: Final = Struct("<QQII10I")
@@ -174,6 +174,14 @@ class Record(NamedTuple):
             found.append((vaddr, self.extra[at : at + size], whole))
             at += -(-size // ALIGNMENT) * ALIGNMENT
         return found
+
+
+View = TypeVar("View", Hypercall, RefusedCall, Trap, Upcall, Event, Turn, Cpuid)
+
+
+def view(shape: type[View], record: Record) -> View:
+    """Name the words of an event."""
+    return shape(*record.words[: len(shape._fields)])
 
 
 def pack(record: Record) -> bytes:

@@ -42,6 +42,7 @@ from xenlite.trace_format import (
     Trap,
     Turn,
     Upcall,
+    view,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Happening(NamedTuple):
                 number = self.number
                 return HYPERCALL_NAMES.get(number, f"hypercall {number}")
             case Kind.TRAP:
-                return _trap_name(Trap._make(record.words[:7]))
+                return _trap_name(view(Trap, record))
             case _:
                 return record.kind.name.lower()
 
@@ -115,7 +116,7 @@ class Happening(NamedTuple):
         """Tell whether it is a hypercall that answers an error, or a crash."""
         record = self.record
         if record.kind is Kind.HYPERCALL:
-            call = Hypercall._make(record.words)
+            call = view(Hypercall, record)
             if call.outcome == Outcome.RETURNED:
                 return call.result >= _FIRST_ERROR
             return call.outcome in (Outcome.REFUSED, Outcome.CRASHED)
@@ -157,21 +158,21 @@ def what(happening: Happening, symbols: Symbols) -> str:
         case Kind.REFUSAL:
             return f"refused: {_rule(record)}"
         case Kind.TRAP:
-            return _trap(Trap._make(words[:7]), symbols)
+            return _trap(view(Trap, record), symbols)
         case Kind.UPCALL:
-            upcall = Upcall._make(words[:3])
+            upcall = view(Upcall, record)
             return f"upcall at {symbols.show(upcall.eip)} -> {symbols.show(upcall.target)}"
         case Kind.EVENT:
-            return _event(Event._make(words[:5]))
+            return _event(view(Event, record))
         case Kind.TURN:
-            turn = Turn._make(words[:1])
+            turn = view(Turn, record)
             state = RUNSTATE_NAMES.get(turn.state, "").removeprefix("RUNSTATE_")
             return f"ran for {record.duration_ns / 1e3:.1f} us, then {state}"
         case Kind.CRASH:
             rule, _, detail = "\0".join(record.texts()).partition("\0")
             return f"crashed: {rule}{f': {detail}' if detail else ''}"
         case Kind.CPUID:
-            cpuid = Cpuid._make(words[:3])
+            cpuid = view(Cpuid, record)
             at = symbols.show(cpuid.eip)
             return f"cpuid leaf {cpuid.leaf:#x} subleaf {cpuid.subleaf:#x} at {at}"
         case Kind.START:
@@ -191,7 +192,7 @@ def caller_of(call: Hypercall, symbols: Symbols) -> int:
 
 def _hypercall(happening: Happening, symbols: Symbols) -> str:
     record = happening.record
-    call = Hypercall._make(record.words)
+    call = view(Hypercall, record)
     text = call_text(happening.number, call.arguments, record.copies())
     result = _SPECIAL.get(call.outcome) or result_text(call.result)
     why = "" if happening.refusal is None else f": {_rule(happening.refusal)}"
@@ -201,7 +202,7 @@ def _hypercall(happening: Happening, symbols: Symbols) -> str:
 
 def _rule(refusal: Record) -> str:
     rule, _, argument = "\0".join(refusal.texts()).partition("\0")
-    entry = RefusedCall._make(refusal.words[:4]).entry
+    entry = view(RefusedCall, refusal).entry
     where = f" in entry {entry - 1}" if entry else ""
     return f"{rule} ({argument}){where}" if argument else f"{rule}{where}"
 
