@@ -25,6 +25,7 @@ from xenlite.abi.x86_32p import (
     HYPERVISOR_sched_op,
     HYPERVISOR_set_timer_op,
     HYPERVISOR_stack_switch,
+    HYPERVISOR_update_va_mapping,
     HYPERVISOR_xen_version,
 )
 from xenlite.core.hole import HOLE_START
@@ -154,7 +155,7 @@ class Recorder:
 
         The page of its stack, so that a call's return address needn't be looked for each time, is
         forgotten at whatever may map another frame there: a turn, an emulated page-table write, and
-        every hypercall but those of _MAPS_NOTHING.
+        every hypercall but those of _MAPS_NOTHING, and update_va_mapping of another page.
         """
         return self._seats.setdefault(domain.domid, [-1, 0, domain.domid])
 
@@ -209,7 +210,8 @@ class RecordedTraps:
 
 
 def _wrap(recorder: Recorder, inner: TrapHandlers) -> RecordedTraps:
-    put, now_ns = recorder.put, recorder.now_ns
+    now_ns, pack_into = recorder.now_ns, HEAD.pack_into
+    buffer, place, head, limit = recorder.buffer, recorder.place, HEAD.size, len(recorder.buffer)
     domain: Domain
     parts: TrapParts
     regs: memoryview
@@ -237,8 +239,15 @@ def _wrap(recorder: Recorder, inner: TrapHandlers) -> RecordedTraps:
         try:
             handle()
         finally:
-            words = (cause, vector, error_code, cr2, eip, cpl, regs[EIP], 0, 0, 0)
-            put(started_ns, now_ns(), seat[_WHO] | kind, words, b"")
+            at = place[0]
+            if at + head > limit:
+                place[1] += 1
+            else:
+                pack_into(
+                    buffer, at, started_ns, now_ns(), head, seat[_WHO] | kind,
+                    cause, vector, error_code, cr2, eip, cpl, regs[EIP], 0, 0, 0,
+                )  # fmt: skip
+                place[0] = at + head
 
     def of_vector(vector: int, handler: Callable[[], None]) -> Callable[[], None]:
         return lambda: trap(regs[IS_INT], vector, handler)
@@ -311,6 +320,7 @@ def _record_call(recorder: Recorder, domain: Domain, number: int, handler: Handl
     head, limit = HEAD.size, len(recorder.buffer)
     copy = _make_copy(domain, number) if number in POINTERS else None
     may_move_stack = number not in _MAPS_NOTHING
+    maps_one_page = number == HYPERVISOR_update_va_mapping  # the one that it names first
 
     def find_stack(esp: int) -> int:
         """Walk to the word on top of the stack, and remember its page; return the word or 0."""
@@ -342,7 +352,7 @@ def _record_call(recorder: Recorder, domain: Domain, number: int, handler: Handl
             outcome = _RESTARTS
             raise
         finally:
-            if may_move_stack:
+            if may_move_stack and (not maps_one_page or a >> PAGE_SHIFT == seat[_STACK_PAGE]):
                 seat[_STACK_PAGE] = -1
             if at and m8[at : at + len(copies) - _COPY_HEAD] != copies[_COPY_HEAD:]:
                 copies += _changed(domain, copies)

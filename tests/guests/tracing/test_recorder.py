@@ -9,7 +9,7 @@ from tests.support.guest import KERNEL_AND_PROGRAM, boot, made, traps
 from tests.support.guests import TIME, TIMER_EVENTS
 from tests.support.recorded import recorded
 from xenlite.errors import Refused
-from xenlite.trace_format import Kind
+from xenlite.trace_format import Hypercall, Kind, view
 
 CALLS = 20
 SYSTEM_CALLS = KERNEL_AND_PROGRAM.replace("\\before", "").replace(
@@ -112,6 +112,35 @@ handler:
         assert "#PF read 0xe0000000 (error 0x0) at" in line
         assert "<fault_here> -> " in line
         assert line.endswith("<handler>")
+
+
+def test_the_caller_is_read_from_the_stack_as_it_is_mapped_now() -> None:
+    """The page of the stack is remembered between calls; the guest maps another one there."""
+    source = """
+    mov esp, offset kernel_stack_top - 16
+    mov dword ptr [esp], 0x1111
+    mov dword ptr [user_stack_top - 16], 0x2222
+    xor ebx, ebx
+    XEN xen_version
+    mov eax, offset user_stack_top - 4096
+    sub eax, VIRT_BASE
+    shr eax, 12
+    mov edx, [p2m]
+    mov ecx, [edx + eax * 4]
+    mov edx, ecx
+    shl ecx, 12
+    or ecx, PTE_RW_DATA
+    shr edx, 20
+    mov ebx, offset kernel_stack_top - 4096
+    mov esi, UVMF_INVLPG
+    XEN update_va_mapping
+    xor ebx, ebx
+    XEN xen_version
+    FINISH 0
+"""
+    with recorded(source) as (seen,):
+        calls = [view(Hypercall, x) for x in seen.records if x.kind is Kind.HYPERCALL]
+        assert [call.caller for call in calls] == [0x1111, 0x1111, 0x2222, 0x2222]
 
 
 def test_a_multicalls_entries_are_seen_each_before_it() -> None:
