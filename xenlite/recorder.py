@@ -49,7 +49,7 @@ from xenlite.machine.trap import (
     SyscallKind,
     TrapHandlers,
 )
-from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
+from xenlite.machine.x86_32p import INDEX_MASK, L2_SHIFT, PTE_ADDRESS, PTE_P
 from xenlite.trace_format import ALIGNMENT, COPY, HEAD, WORDS, Cause, Kind, Outcome, padded
 
 if TYPE_CHECKING:
@@ -379,7 +379,7 @@ def _make_copy(domain: Domain, number: int) -> Callable[[tuple[int, ...]], tuple
     That is of a sub-operation's structure in one page, and 0 of all else. A structure of one word
     is not looked at: EVTCHNOP_send, the commonest of them, has no room for an answer.
     """
-    slot_of, memory = domain.paging.slot_of, domain.machine.memory
+    bases, slot_of, memory = domain.paging.l1_bases, domain.paging.slot_of, domain.machine.memory
     m8, m64, pack = memory.m8, memory.m64, COPY.pack
     place, sizes, selector, counter, each, has_end = POINTERS[number]
     only = 0 if selector is not None else sizes[0]
@@ -393,21 +393,23 @@ def _make_copy(domain: Domain, number: int) -> Callable[[tuple[int, ...]], tuple
             size = MOST_COPIED
         if not size:
             return _NO_COPIES
+        size = size if size <= _WORD else _WORD
         vaddr = registers[place]
         kept = size if size <= MOST_COPIED else MOST_COPIED
         room = (kept + _ALIGNED) & ~_ALIGNED
-        slot = slot_of(vaddr)
+        base = bases.get(vaddr >> L2_SHIFT)
+        slot = slot_of(vaddr) if base is None else base + (vaddr >> PAGE_SHIFT & INDEX_MASK)
         entry = 0 if slot is None else m64[slot]
         offset = vaddr & _OFFSET
         if entry & PTE_P and offset + room <= PAGE_SIZE and vaddr < HOLE_START:
             at = entry & PTE_ADDRESS | offset
-            data = pack(vaddr, kept, min(size, _WORD), 0) + m8[at : at + room]
+            data = pack(vaddr, kept, size, 0) + m8[at : at + room]
             is_answer = selector is not None and size == entry_size > _ONE_WORD
             return data, at if is_answer else 0
         found = _read_mapped(domain, vaddr, kept)
         if not found:
             return _NO_COPIES
-        return pack(vaddr, len(found), min(size, _WORD), 0) + padded(found), 0
+        return pack(vaddr, len(found), size, 0) + padded(found), 0
 
     return copy
 
