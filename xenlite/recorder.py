@@ -137,7 +137,7 @@ class Recorder:
         """Record by which rule a hypercall was refused, behind the hypercall."""
         argument = refused.argument
         entry = 0 if refused.entry is None else refused.entry + 1
-        words = (number & _WORD, refused.errno, entry, int(isinstance(argument, int)))
+        words = (number & _WORD, refused.errno, entry)
         shown = hex(argument) if isinstance(argument, int) else str(argument or "")
         self.note(domain, Kind.REFUSAL, words, refused.rule, shown)
 

@@ -89,12 +89,11 @@ class Hypercall(NamedTuple):
 
 
 class RefusedCall(NamedTuple):
-    """The words of a REFUSAL, which comes before its hypercall. Extra: rule, argument as texts."""
+    """The words of a REFUSAL, which comes behind its hypercall. Extra: rule, argument as texts."""
 
     number: int
     errno: int
     entry: int  # of the list, counted from 1; 0 for none
-    has_number: int  # whether ``argument`` is one
 
 
 class Trap(NamedTuple):

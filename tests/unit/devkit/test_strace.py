@@ -95,7 +95,7 @@ def test_counts_tell_calls_errors_total_and_percentiles() -> None:
 
 
 def test_a_refused_call_is_joined_with_its_rule_and_no_other() -> None:
-    rule = record(Kind.REFUSAL, 99, EINVAL, 3, 1, extra=b"frames.not-owned\x000x7\0\0\0\0\0")
+    rule = record(Kind.REFUSAL, 99, EINVAL, 3, extra=b"frames.not-owned\x000x7\0\0\0\0\0")
     refused = call(HYPERVISOR_mmu_update, -EINVAL)
     found = list(happenings([refused, rule, rule, refused, EVENTS["event"]]))
     assert [(one.record.kind, one.refusal is rule) for one in found] == [
