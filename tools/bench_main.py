@@ -29,6 +29,7 @@ from tools.bench_sharing import (
     measure_idle,
     measure_wake_ups,
 )
+from tools.bench_tracing import Traced, measure_tracing
 from xenlite.machine.engine import library
 from xenlite.machine.selftest import capabilities
 
@@ -44,12 +45,14 @@ RESIDENT_MARK_MB: Final = 82
 WAKE_UP: Final = "wake_up"
 IDLE: Final = "idle"
 FAIRNESS: Final = "fairness"
+TRACING: Final = "tracing"
 IDLE_DOMAINS: Final = (1, 100)
 SHARING_NS: Final = 1_000_000_000  # for idling; waking takes twice that, fairness five times
 WAKE_UP_REACH_US: Final = {"a free CPU": 300, "a busy CPU": 2000}
 IDLE_REACH_PERCENT: Final = 1
 IDLE_REACH_MB: Final = 8
 SHARE_REACH_PERCENT: Final = 5
+EVENT_REACH: Final = 7  # floors: 1 us on an idle machine, where the floor is 140 ns
 LATE_REACH_US: Final = 4000  # two slices
 
 
@@ -105,7 +108,7 @@ PROCESSOR: Final = {
 }
 """Loops, with their instructions."""
 SHARING: Final = (WAKE_UP, IDLE, FAIRNESS)
-NAMES: Final = (*(operation.name for operation in OPERATIONS), *PROCESSOR, *SHARING, START)
+NAMES: Final = (*(operation.name for operation in OPERATIONS), *PROCESSOR, *SHARING, TRACING, START)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +154,7 @@ class Report:
     wake_ups: list[WakeUps]
     idle: list[Idle]
     fairness: Fairness | None
+    tracing: list[Traced]
     start: StartResult | None
 
 
@@ -185,6 +189,7 @@ def run(
         wake_ups=_wake_ups(2 * sharing_ns) if WAKE_UP in names else [],
         idle=[measure_idle(n, sharing_ns) for n in IDLE_DOMAINS] if IDLE in names else [],
         fairness=measure_fairness(5 * sharing_ns) if FAIRNESS in names else None,
+        tracing=_tracing(rounds, round_ns) if TRACING in names else [],
         start=_start(rounds) if START in names else None,
     )
 
@@ -205,6 +210,11 @@ def _result(operation: Operation, times: list[float], floors: list[float]) -> Re
 def _wake_ups(for_ns: int) -> list[WakeUps]:
     free, busy = WAKE_UP_REACH_US
     return [measure_wake_ups(free, (), for_ns), measure_wake_ups(busy, ("spin",), for_ns)]
+
+
+def _tracing(rounds: int, round_ns: float) -> list[Traced]:
+    known = {operation.name: operation for operation in OPERATIONS}
+    return measure_tracing(lambda name: known[name].count(round_ns), rounds)
 
 
 def _start(rounds: int) -> StartResult:
@@ -250,6 +260,15 @@ def table(report: Report) -> str:
         lines += ["", f"{'loop':24} {'M insn/s':>8}"]
         lines += [f"{s.name:24} {s.million_per_s:8.0f}   {s.about}" for s in report.speeds]
     lines += _sharing(report)
+    if report.tracing:
+        head = f"{'off ns':>7} {'on ns':>7} {'events':>6} {'ns each':>7} {'ratio':>6} {'reach':>7}"
+        lines += ["", f"{'recorded':24} {head}"]
+    for one in report.tracing:
+        reach = f"{EVENT_REACH}{_missed(one.ratio, EVENT_REACH)}"
+        lines.append(
+            f"{one.name:24} {one.off_ns:7.0f} {one.on_ns:7.0f} {one.events:6.2f}"
+            f" {one.event_ns:7.0f} {one.ratio:6.1f} {reach:>7}   {one.about}"
+        )
     if report.start is not None:
         start = report.start
         late = _missed(start.first_line_ms, FIRST_LINE_REACH_MS)

@@ -28,9 +28,11 @@ from xenlite.machine import engine as uc
 from xenlite.machine.memory import PAGE_SIZE, MachineMemory
 from xenlite.toolstack.domain_config import DomainConfig
 from xenlite.toolstack.lifecycle import Guest
+from xenlite.trace_format import read
 
 KERNEL: Final = Path(__file__).with_name("bench_kernel.s")
 MEMORY_MIB: Final = 8
+RECORD_BYTES: Final = 64 << 20
 PARTNERS: Final = {"event_round_trip": "event_echo"}
 """Operations that need a second domain, and what that one does."""
 VCPUS: Final = {"vcpu_switch": 2}
@@ -161,12 +163,15 @@ def _broken(error: PeerError) -> None:
 class Bench:
     """A machine with one guest per operation, of which one runs at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, records: bool = False) -> None:
+        """Record what all guests do, if ``records``."""
         self._undo = ExitStack()
         self.floor = Floor()
         self._undo.callback(self.floor.close)
         self._hypervisor = Hypervisor()
         self._undo.callback(self._hypervisor.close)
+        if records:
+            self._hypervisor.control().record(RECORD_BYTES)
         self._guests: dict[int, TimedGuest] = {}
         self._hypervisor.console_output = self._route
 
@@ -177,6 +182,11 @@ class Bench:
         self._undo.callback(guest.close)
         return guest
 
+    def take_events(self) -> tuple[int, int]:
+        """Forget what was recorded; return how many events it was, and how many were lost."""
+        data, lost = self._hypervisor.control().recorded()
+        return sum(1 for _ in read(data)), lost
+
     def close(self) -> None:
         """Destroy the guests, then the machine."""
         self._undo.close()
@@ -186,9 +196,9 @@ class Bench:
 
 
 @contextmanager
-def bench() -> Iterator[Bench]:
+def bench(*, records: bool = False) -> Iterator[Bench]:
     """Make a bench, and take it apart at the end."""
-    made = Bench()
+    made = Bench(records=records)
     try:
         yield made
     finally:

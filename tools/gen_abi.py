@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # as a script it finds its own folder only
 
-from tools.abi_model import SCALARS, Abi, Constant, Group, Layout, Member, read  # noqa: E402
+from tools.abi_model import SCALARS, Abi, Constant, Group, Layout, ListShape, Member, read  # noqa: E402
 
 SOURCE = ROOT / "hypercall_abi.yaml"
 ARCH = "x86_32p"
@@ -125,7 +125,15 @@ def python_hypercall_tables(abi: Abi) -> list[str]:
     for h in calls:
         pairs = [f'("{name}", "{type_}")' for name, type_ in h.args.items()]
         lines += bracketed(f'"{h.name}": (', pairs, "),", "    ")
-    lines += ["}", "", *python_list_table(abi), "", "# Number: why the answer is -ENOSYS."]
+    lines += [
+        "}",
+        "",
+        *python_list_table(abi),
+        "",
+        *python_pointer_table(abi),
+        "",
+        "# Number: why the answer is -ENOSYS.",
+    ]
     rows = [f'{h.number}: "{h.unimplemented}"' for h in calls if h.unimplemented]
     lines += table("UNIMPLEMENTED: Final[dict[int, str]] = ", rows)
     lines += ["", "# Hypercall: the argument that selects, names, argument structures."]
@@ -159,6 +167,58 @@ def python_list_table(abi: Abi) -> list[str]:
         if rows:
             lines.append(f'    "{h.name}": {{{", ".join(rows)}}},')
     return [*lines, "}"]
+
+
+def python_pointer_table(abi: Abi) -> list[str]:
+    """Return what each hypercall points to, for who copies it: a structure, or any list."""
+    lines = [
+        "# Hypercall by number: the register that points to memory, bytes of an entry by",
+        "# sub-operation, the register that selects that, the one that counts entries, how many of",
+        "# it make one, and whether a zero ends the list.",
+        "POINTERS: Final[dict[int, tuple[int, dict[int, int], int | None, int | None, int, bool]]]"
+        " = {",
+    ]
+    for h in abi.hypercalls:
+        places: dict[str, int] = {}
+        for argument in h.args:
+            places[argument] = sum(1 + (h.args[known] == "uint64") for known in places)
+        for argument, type_ in h.args.items():
+            target = type_.removesuffix("*")
+            sizes = {}
+            selector = None
+            if type_ == "void*" and h.operations:
+                operations = abi.group(h.operations).constants
+                sizes = {c.value: size_of(abi, c.arg) for c in operations if c.arg}
+                selector = places[h.selector]
+            elif argument in h.lists or (type_ != target and target in abi.layouts):
+                sizes = {0: size_of(abi, target)}
+            if sizes:
+                shape = h.lists.get(argument, ListShape())
+                rest = (selector, places.get(shape.count), shape.each, bool(shape.until))
+                lines += pointer_row(h.number, places[argument], sizes, rest)
+                break
+    return [*lines, "}"]
+
+
+def pointer_row(
+    key: int, place: int, sizes: dict[int | str, int], rest: tuple[object, ...]
+) -> list[str]:
+    items = ", ".join(f"{operation}: {size}" for operation, size in sizes.items())
+    tail = ", ".join(map(str, rest))
+    line = f"    {key}: ({place}, {{{items}}}, {tail}),"
+    if len(line) <= WIDTH:
+        return [line]
+    rows = [f"            {operation}: {size}," for operation, size in sizes.items()]
+    others = [f"        {value}," for value in rest]
+    return [
+        *(f"    {key}: (", f"        {place},", "        {"),
+        *rows,
+        *("        },", *others, "    ),"),
+    ]
+
+
+def size_of(abi: Abi, type_: str) -> int:
+    return abi.layouts[type_].size if type_ in abi.layouts else abi.types[type_].size
 
 
 def python_field_tables(abi: Abi) -> list[str]:

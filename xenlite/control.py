@@ -53,6 +53,8 @@ from xenlite.machine.x86_32p import (
 from xenlite.registers import read_registers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from xenlite.core.vcpu import Vcpu
     from xenlite.hypervisor import Hypervisor
 
@@ -253,30 +255,26 @@ class ControlDoor:
             )
         return steps
 
-    def mapped(self, domid: int, vcpu: int) -> list[MappedRange]:
-        """List what the vCPU's page tables map below the hypervisor's hole, in order."""
-        found: list[MappedRange] = []
+    def mapped(self, domid: int, vcpu: int) -> Iterator[MappedRange]:
+        """Yield what the vCPU's page tables map below the hypervisor's hole, in order."""
+        found: MappedRange | None = None
         vaddr = 0
-        while vaddr < HOLE_START:
-            steps = self.page_walk(domid, vcpu, vaddr)
-            if not steps:
-                break
+        while vaddr < HOLE_START and (steps := self.page_walk(domid, vcpu, vaddr)):
             last = steps[-1]
             size = 1 << _SHIFT_OF_LEVEL[last.level]
             if last.mfn is not None:
                 writable = all(step.writable for step in steps)
                 executable = all(step.executable for step in steps)
-                before = found[-1] if found else None
-                if (
-                    before is not None
-                    and before.vaddr + before.size == vaddr
-                    and (before.writable, before.executable) == (writable, executable)
-                ):
-                    found[-1] = replace(before, size=before.size + size)
+                page = MappedRange(vaddr, size, writable, executable)
+                if found is not None and _follows(found, page):
+                    found = replace(found, size=found.size + size)
                 else:
-                    found.append(MappedRange(vaddr, size, writable, executable))
+                    if found is not None:
+                        yield found
+                    found = page
             vaddr = (vaddr | (size - 1)) + 1
-        return found
+        if found is not None:
+            yield found
 
     def frame(self, mfn: int) -> FrameInfo:
         """Tell what a frame is used as."""
@@ -346,6 +344,14 @@ class ControlDoor:
     def _check_owned(self, domid: int, mfn: int) -> None:
         if not self._frames.is_owned(mfn, self._guest(domid).domid):
             raise Refused(EINVAL, "frames.not-owned", mfn)
+
+
+def _follows(before: MappedRange, after: MappedRange) -> bool:
+    return (before.vaddr + before.size, before.writable, before.executable) == (
+        after.vaddr,
+        after.writable,
+        after.executable,
+    )
 
 
 def _check_within_page(offset: int, size: int) -> None:

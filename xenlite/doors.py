@@ -8,7 +8,7 @@ either kind belongs to one domid, and acts with that domain's rights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -217,8 +217,8 @@ class Control(Protocol):
     def page_walk(self, domid: int, vcpu: int, vaddr: int) -> list[PageStep]:
         """Follow the vCPU's page tables to an address, as far as they are present."""
 
-    def mapped(self, domid: int, vcpu: int) -> list[MappedRange]:
-        """List what the vCPU's page tables map below the hypervisor's hole, in order."""
+    def mapped(self, domid: int, vcpu: int) -> Iterator[MappedRange]:
+        """Yield what the vCPU's page tables map below the hypervisor's hole, in order."""
 
     def frame(self, mfn: int) -> FrameInfo:
         """Tell what a frame is used as."""

@@ -233,6 +233,8 @@ class Hypervisor:
             cpu.close()
             raise
         domain.console_write = lambda text: self.console_output(domid, text)
+        if recorder is not None:
+            recorder.watch_events(domain)
         calls = table.build(domain, note)
         if recorded is not None:
             recorded.bind(domain, calls)
@@ -265,8 +267,8 @@ class Hypervisor:
         ``deadline_ns`` is on the machine's monotonic clock.
         """
         clock, timers = self.machine.clock, self.machine.timers
-        now_ns = clock.monotonic_ns()
         run_slice = self._run_slice if self.recorder is None else self._run_recorded_slice
+        now_ns = clock.monotonic_ns()
         while True:
             if self._wake.is_set():
                 self._wake.clear()
@@ -347,9 +349,10 @@ class Hypervisor:
 
     def _run_recorded_slice(self, guest: _Guest, vcpu: Vcpu, started_ns: int) -> int:
         assert self.recorder is not None
-        ended_ns = self._run_slice(guest, vcpu, started_ns)
-        self.recorder.turn(vcpu, started_ns)
-        return ended_ns
+        began_ns = self.recorder.turn_begins(vcpu)
+        now_ns = self._run_slice(guest, vcpu, started_ns)
+        self.recorder.turn(vcpu, began_ns)
+        return now_ns
 
     def _deliver_nmi(self, guest: _Guest, vcpu: Vcpu) -> None:
         """Enter the handler of an NMI; unlike on Xen, another may come before it returns."""

@@ -3,12 +3,11 @@
 
 An event is a head of 64 bytes, little-endian, and what didn't fit, padded to 8 bytes::
 
-     0  time_ns   u64   when it began, on the machine's clock
-     8  size      u32   of the event, head included
-    12  domid     u16
-    14  vcpu      u8
-    15  kind      u8
-    16  words     12 u32, see the views below
+     0  time_ns   u64   when it began, on a clock that only goes forward
+     8  end_ns    u64   when it was over
+    16  size      u32   of the event, head included
+    20  who       u32   domid, vCPU << 16, kind << 24
+    24  words     10 u32, see the views below
     64  extra     copies of what a hypercall's pointers named, texts
 
 Events stand in the order in which they ended: a hypercall behind what happened within it. A file
@@ -21,11 +20,12 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - it is a class
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 MAGIC: Final = b"xenlite trace 1\n"
-HEAD: Final = Struct("<QIHBB12I")
-COPY: Final = Struct("<II")
+HEAD: Final = Struct("<QQII10I")
+WORDS: Final = 10
+COPY: Final = Struct("<IIII")  # address, bytes that follow, bytes there were, 0
 ALIGNMENT: Final = 8
 _COUNT: Final = Struct("<I")
 _SPAN: Final = Struct("<II")
@@ -74,7 +74,6 @@ class Hypercall(NamedTuple):
     outcome: int
     number: int
     result: int
-    duration_ns: int
     eip: int
     caller: int  # the word on top of the stack: the return address behind a hypercall page
     a0: int
@@ -82,7 +81,6 @@ class Hypercall(NamedTuple):
     a2: int
     a3: int
     a4: int
-    list_bytes: int  # how long the list was that ``extra`` has the beginning of
 
     @property
     def arguments(self) -> tuple[int, int, int, int, int]:
@@ -91,12 +89,11 @@ class Hypercall(NamedTuple):
 
 
 class RefusedCall(NamedTuple):
-    """The words of a REFUSAL, which comes before its hypercall. Extra: rule, argument as texts."""
+    """The words of a REFUSAL, which comes behind its hypercall. Extra: rule, argument as texts."""
 
     number: int
     errno: int
     entry: int  # of the list, counted from 1; 0 for none
-    has_number: int  # whether ``argument`` is one
 
 
 class Trap(NamedTuple):
@@ -109,8 +106,6 @@ class Trap(NamedTuple):
     eip: int
     cpl: int
     target: int  # EIP afterwards
-    target_cpl: int
-    duration_ns: int
 
 
 class Upcall(NamedTuple):
@@ -134,7 +129,6 @@ class Event(NamedTuple):
 class Turn(NamedTuple):
     """The words of a TURN: a vCPU had the processor."""
 
-    duration_ns: int
     state: int  # RUNSTATE_* that it went on to
 
 
@@ -150,6 +144,7 @@ class Record(NamedTuple):
     """One event as it was read."""
 
     time_ns: int
+    end_ns: int
     domid: int
     vcpu: int
     kind: Kind
@@ -160,27 +155,41 @@ class Record(NamedTuple):
         """Return the strings in ``extra``."""
         return self.extra.rstrip(b"\0").decode("utf-8", "backslashreplace").split("\0")
 
-    def copies(self) -> list[tuple[int, bytes]]:
-        """Return the copies in ``extra``: address and bytes, of what was there at the call.
+    @property
+    def duration_ns(self) -> int:
+        """Return how long it took; 0 of what is only a moment."""
+        return self.end_ns - self.time_ns
+
+    def copies(self) -> list[tuple[int, bytes, int]]:
+        """Return the copies in ``extra``: address, bytes, and how many there were in all.
 
         A structure that the call wrote to is there twice, the second time as it was afterwards.
         """
         found = []
         at = 0
         while at + COPY.size <= len(self.extra):
-            vaddr, size = COPY.unpack_from(self.extra, at)
+            vaddr, size, whole, _ = COPY.unpack_from(self.extra, at)
             at += COPY.size
-            found.append((vaddr, self.extra[at : at + size]))
+            found.append((vaddr, self.extra[at : at + size], whole))
             at += -(-size // ALIGNMENT) * ALIGNMENT
         return found
+
+
+View = TypeVar("View", Hypercall, RefusedCall, Trap, Upcall, Event, Turn, Cpuid)
+
+
+def view(shape: type[View], record: Record) -> View:
+    """Name the words of an event."""
+    return shape(*record.words[: len(shape._fields)])
 
 
 def pack(record: Record) -> bytes:
     """Return the bytes of an event; missing words are 0."""
     extra = padded(record.extra)
-    words = (*record.words, *(0,) * (12 - len(record.words)))
+    words = (*record.words, *(0,) * (WORDS - len(record.words)))
     size = HEAD.size + len(extra)
-    head = HEAD.pack(record.time_ns, size, record.domid, record.vcpu, record.kind, *words)
+    who = record.domid | record.vcpu << 16 | record.kind << 24
+    head = HEAD.pack(record.time_ns, record.end_ns, size, who, *words)
     return head + extra
 
 
@@ -194,11 +203,12 @@ def read(data: bytes, at: int = 0) -> Iterator[Record]:
     while at < len(data):
         if len(data) - at < HEAD.size:
             raise ValueError(f"byte {at}: the last event is cut off")
-        time_ns, size, domid, vcpu, kind, *words = HEAD.unpack_from(data, at)
-        if size < HEAD.size or size % ALIGNMENT or at + size > len(data):
+        time_ns, end_ns, size, who, *words = HEAD.unpack_from(data, at)
+        if size < HEAD.size or size % ALIGNMENT or at + size > len(data) or end_ns < time_ns:
             raise ValueError(f"byte {at}: an event of {size} bytes")
         extra = data[at + HEAD.size : at + size]
-        yield Record(time_ns, domid, vcpu, Kind(kind), tuple(words), extra)
+        domid, vcpu, kind = who & 0xFFFF, who >> 16 & 0xFF, Kind(who >> 24)
+        yield Record(time_ns, end_ns, domid, vcpu, kind, tuple(words), extra)
         at += size
 
 

@@ -47,7 +47,7 @@ class RecordedGuest:
     def line(self, name: str) -> str:
         """Return the line of the only event of that name, without its time."""
         (one,) = [one for one in self.happenings if one.name == name]
-        return event_line(one, self.symbols).split(maxsplit=1)[1]
+        return event_line(one, self.symbols, 0).split(maxsplit=1)[1]
 
 
 @contextmanager

@@ -16,13 +16,13 @@ import pytest
 
 from xenlite.cli.main import main
 from xenlite.devkit.trace_file import Trace
-from xenlite.trace_format import MAGIC, Kind, Record, pack
+from xenlite.trace_format import MAGIC, WORDS, Kind, Record, pack
 
 ROOT = Path(__file__).parents[2]
 GUESTOS = ROOT / "guestos" / "main.s"
 XENALYZE = ROOT / "build/xenalyze/usr/bin/xenalyze"
 PATIENCE = 60
-EVENT = pack(Record(0, 1, 0, Kind.EVENT, (), b""))
+EVENT = pack(Record(0, 0, 1, 0, Kind.EVENT, (), b""))
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[bytes]:
@@ -140,10 +140,7 @@ def test_perfetto_reads_tracks_slices_and_flows(trace: Path) -> None:
 def test_no_slice_ends_within_another_that_began_before_it(trace: Path) -> None:
     """Perfetto closes the innermost: names of begin and end must nest."""
     records = [one for one in Trace(trace).records if one.kind in (Kind.HYPERCALL, Kind.TRAP)]
-    spans = sorted(
-        (one.time_ns, one.time_ns + one.words[3 if one.kind is Kind.HYPERCALL else 8])
-        for one in records
-    )
+    spans = sorted((one.time_ns, one.end_ns) for one in records)
     for (_, end), (start, _) in itertools.pairwise(spans):
         assert start >= end, "guestos makes no multicall: nothing of it is within another"
 
@@ -186,10 +183,12 @@ def test_hostile_words_in_a_file_are_shown_as_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "hostile"
-    words = (0xFFFFFFFF,) * 12
+    words = (0xFFFFFFFF,) * WORDS
     extra = b"\xff" * 64
     kinds = [kind for kind in Kind if kind is not Kind.SYMBOLS]
-    path.write_bytes(MAGIC + b"".join(pack(Record(1, 65535, 255, k, words, extra)) for k in kinds))
+    path.write_bytes(
+        MAGIC + b"".join(pack(Record(1, 1, 65535, 255, k, words, extra)) for k in kinds)
+    )
     for form in ("text", "perfetto", "xentrace"):
         out = tmp_path / form
         assert main(["trace", str(path), "--to", form, "-e", "all", "-o", str(out)]) == 0

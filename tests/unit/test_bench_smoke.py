@@ -8,7 +8,17 @@ import json
 import pytest
 
 from tools import bench_main
-from tools.bench_main import IDLE_DOMAINS, NAMES, OPERATIONS, PROCESSOR, SHARING, START, run, table
+from tools.bench_main import (
+    IDLE_DOMAINS,
+    NAMES,
+    OPERATIONS,
+    PROCESSOR,
+    SHARING,
+    START,
+    TRACING,
+    run,
+    table,
+)
 from tools.bench_measure import KERNEL, PARTNERS, bench, times_of_round
 
 A_FEW_NS = 5_000
@@ -16,7 +26,7 @@ A_WHILE_NS = 50_000_000
 
 
 def test_every_operation_runs_and_is_shown() -> None:
-    names = [name for name in NAMES if name not in (*SHARING, START)]
+    names = [name for name in NAMES if name not in (*SHARING, TRACING, START)]
     report = run(names, rounds=1, round_ns=A_FEW_NS)
     assert [result.name for result in report.results] == [one.name for one in OPERATIONS]
     assert [speed.name for speed in report.speeds] == list(PROCESSOR)
@@ -27,7 +37,7 @@ def test_every_operation_runs_and_is_shown() -> None:
 def test_the_kernel_knows_no_operation_that_is_not_listed() -> None:
     lines = KERNEL.read_text().splitlines()
     known = [line.split()[1].rstrip(",") for line in lines if line.startswith("    OPERATION ")]
-    timed = [name for name in NAMES if name not in (*SHARING, START)]
+    timed = [name for name in NAMES if name not in (*SHARING, TRACING, START)]
     assert known == [*timed, *PARTNERS.values()]
 
 
@@ -38,6 +48,14 @@ def test_domains_that_share_the_machine_are_measured_and_shown() -> None:
     assert report.fairness is not None
     shown = table(report)
     assert all(woken.about in shown for woken in [*report.wake_ups, report.fairness.sleeper])
+
+
+def test_recording_is_measured_and_shown() -> None:
+    report = run([TRACING], rounds=1, round_ns=500_000)
+    events = {one.name: round(one.events) for one in report.tracing}
+    assert events["null_hypercall"] == events["mmu_update"] == 1
+    assert events["event_self"] == events["page_table_write"] == 2
+    assert all(one.name in table(report) for one in report.tracing)
 
 
 def test_a_guest_that_fails_is_no_result() -> None:

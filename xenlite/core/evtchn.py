@@ -122,7 +122,7 @@ class EventChannels:
         self.pollers: dict[int, frozenset[int]] = {}  # vCPU -> the ports that it waits for
         self._search_from = 1  # no port below is closed
         self.on_pending: Callable[[int], None] | None = None
-        self.receive = self._make_receive()  # never bound: a recorder may stand before it
+        self.receive = self._make_receive()
         self.send = self._make_send()
 
     # -- binding ------------------------------------------------------------------------------
@@ -263,9 +263,17 @@ class EventChannels:
 
     # -- events -------------------------------------------------------------------------------
 
+    def watch(self, receive: Callable[[int], None]) -> None:
+        """Have ``receive`` take every event from now on; it passes it to the one that was here.
+
+        To be called before anybody keeps ``send``.
+        """
+        self.receive = receive
+        self.send = self._make_send()
+
     def _make_send(self) -> Callable[[int], None]:
         """Bind the way of every event that a domain sends."""
-        channels, peers = self._channels, self._domain.peers
+        channels, receive, peers = self._channels, self.receive, self._domain.peers
 
         def send(port: int) -> None:
             """Notify the other end; nobody hears it while there is none. Raises Refused(EINVAL)."""
@@ -276,7 +284,7 @@ class EventChannels:
             if state is _INTERDOMAIN:
                 peers[channel.remote].events.receive(channel.remote_port)
             elif state is _IPI:
-                self.receive(port)
+                receive(port)
             elif state is _VIRQ:
                 raise Refused(EINVAL, "events.virq-is-not-sent", port)
 

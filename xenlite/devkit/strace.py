@@ -132,6 +132,7 @@ class Strace:
         self._is_wanted = is_wanted
         self._counts = counts
         self._symbols: dict[int, Callable[[], Symbols]] = {}
+        self._zero_ns: int | None = None  # when the first event was
 
     def started(self, domid: int, symbols: Callable[[], Symbols]) -> None:
         """Name addresses of a new domain by ``symbols()``."""
@@ -150,13 +151,15 @@ class Strace:
     def show(self, records: Iterable[Record]) -> None:
         """Show or count those events that are wanted."""
         for happening in happenings(records):
+            if self._zero_ns is None:
+                self._zero_ns = happening.record.time_ns
             if not self._is_wanted(happening):
                 continue
             if self._counts is not None:
                 self._counts.add(happening)
                 continue
             symbols = self._symbols.get(happening.record.domid, _no_symbols)()
-            self._write(readable(event_line(happening, symbols)))
+            self._write(readable(event_line(happening, symbols, self._zero_ns)))
 
 
 def _the(symbols: Symbols) -> Symbols:

@@ -43,13 +43,13 @@ class TraceFile:
     def started(self, domid: int, symbols: Callable[[], Symbols]) -> None:
         """Write the labels of a new domain's kernel."""
         extra = pack_symbols(symbols().names, symbols().code)
-        self._append(pack(Record(0, domid, 0, Kind.SYMBOLS, (), extra)))
+        self._append(pack(Record(0, 0, domid, 0, Kind.SYMBOLS, (), extra)))
 
     def events(self, data: bytes, lost: int) -> None:
         """Write what was recorded."""
         self._append(data)
         if lost:
-            self._append(pack(Record(0, 0, 0, Kind.LOST, (min(lost, 0xFFFFFFFF),), b"")))
+            self._append(pack(Record(0, 0, 0, 0, Kind.LOST, (min(lost, 0xFFFFFFFF),), b"")))
 
     def close(self) -> None:
         """Close the file; what comes later is dropped."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from xenlite.abi.x86_32p import EVTCHNSTAT_interdomain
 from xenlite.devkit.protobuf import fixed64, message, number, text
 from xenlite.toolstack.event_text import Happening, happenings, what
-from xenlite.trace_format import Event, Kind, Record
+from xenlite.trace_format import Event, Kind, Record, view
 
 if TYPE_CHECKING:
     from xenlite.devkit.trace_file import Trace
@@ -97,7 +97,7 @@ class _Converter:
             flows = b"".join(fixed64(_ENDED_FLOWS, flow) for flow in self._waiting.pop(here, []))
             self._put(record.time_ns, _INSTANT, track, text(_EVENT_NAME, "upcall") + flows)
         elif record.kind is Kind.EVENT:
-            event = Event._make(record.words[:5])
+            event = view(Event, record)
             self._flows += 1
             flow = self._flows
             sent = fixed64(_FLOWS, flow)

@@ -27,7 +27,7 @@ from xenlite.abi.x86_32p import (
     TRAP_page_fault,
 )
 from xenlite.toolstack.event_text import Happening, happenings
-from xenlite.trace_format import Cause, Hypercall, Kind, Trap, Turn
+from xenlite.trace_format import Cause, Hypercall, Kind, Trap, Turn, view
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,17 +64,17 @@ def _records(happening: Happening) -> Iterator[tuple[int, bytes]]:
         case Kind.END:
             yield time_ns, _record(time_ns, TRC_SCHED_DOM_REM, record.domid)
         case Kind.TURN:
-            turn = Turn._make(record.words[:2])
+            turn = view(Turn, record)
             who = record.domid << 16 | record.vcpu
             yield time_ns, _runstate(time_ns, RUNSTATE_runnable, RUNSTATE_running, who)
-            time_ns += turn.duration_ns
-            yield time_ns, _runstate(time_ns, RUNSTATE_running, turn.state & _STATES, who)
+            end_ns = record.end_ns
+            yield end_ns, _runstate(end_ns, RUNSTATE_running, turn.state & _STATES, who)
         case Kind.HYPERCALL:
-            arguments = Hypercall._make(record.words).arguments
+            arguments = view(Hypercall, record).arguments
             number = happening.number & 0xFFFFF | _ALL_PRESENT
             yield time_ns, _record(time_ns, TRC_PV_HYPERCALL_V2, number, *arguments)
         case Kind.TRAP:
-            yield from _trap(time_ns, Trap._make(record.words[:9]))
+            yield from _trap(time_ns, view(Trap, record))
         case _:
             pass
 

@@ -23,7 +23,7 @@ from xenlite.abi.x86_32p import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    Copies = Sequence[tuple[int, bytes]]
+    Copies = Sequence[tuple[int, bytes, int]]
 
 MOST_SHOWN: Final = 8  # entries of a list
 MOST_TEXT: Final = 64  # bytes of a text or of an array
@@ -33,8 +33,8 @@ _NAMES: Final[Mapping[str, Mapping[int, str]]] = {
 }
 
 
-def call_text(number: int, registers: Sequence[int], copies: Copies = (), length: int = 0) -> str:
-    """Write a hypercall; ``copies`` are what its pointer named, of ``length`` bytes in all."""
+def call_text(number: int, registers: Sequence[int], copies: Copies = ()) -> str:
+    """Write a hypercall; ``copies`` are what its pointer named (``Record.copies``)."""
     name = HYPERCALL_NAMES.get(number)
     if name is None:
         return f"hypercall {number}({', '.join(map(hex, registers))})"
@@ -52,7 +52,7 @@ def call_text(number: int, registers: Sequence[int], copies: Copies = (), length
         shown = names.get(value, hex(value))
         if copies and kind.endswith("*") and value == copies[0][0]:
             target = structures.get(command, "") if kind == "void*" else kind.removesuffix("*")
-            shown = _pointed(target, LISTS.get(name, {}).get(argument), copies, length)
+            shown = _pointed(target, LISTS.get(name, {}).get(argument), copies)
         arguments.append(f"{argument}={shown}")
     return f"{name}({', '.join(arguments)})"
 
@@ -64,9 +64,9 @@ def result_text(value: int) -> str:
     return f"-{name}" if signed < 0 and name is not None else f"{signed:#x}"
 
 
-def _pointed(target: str, shape: tuple[str, int, str] | None, copies: Copies, length: int) -> str:
+def _pointed(target: str, shape: tuple[str, int, str] | None, copies: Copies) -> str:
     """Show what a pointer named: a text, a list, or a structure before and after the call."""
-    vaddr, data = copies[0]
+    vaddr, data, length = copies[0]
     if target == "char":
         more = "..." if length > MOST_TEXT else ""
         return f'"{_text(data[:MOST_TEXT])}"{more}'

@@ -7,11 +7,12 @@ one the first. Source: System V ABI, chapter 5; Linux, struct elf_prstatus for i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from struct import Struct
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from xenlite.doors import Control, MappedRange
 
@@ -27,6 +28,8 @@ _NT_PRSTATUS: Final = 1
 _SIGNAL: Final = 6  # SIGABRT: what ends a domain is no signal
 _PAGE: Final = 4096
 _CHUNK: Final = 1 << 20
+MOST_RANGES: Final = 0xFFF0  # program headers are counted in 16 bits
+MOST_BYTES: Final = 0xE0000000  # and offsets are of 32
 _NO_SYSTEM_CALL: Final = 0xFFFFFFFF  # as orig_eax
 # The order of struct user_regs_struct.
 _REGISTERS: Final = (
@@ -35,9 +38,21 @@ _REGISTERS: Final = (
 )
 
 
-def write_core(control: Control, domid: int, vcpu: int, file: BinaryIO) -> None:
-    """Write the domain as vCPU ``vcpu`` sees it. Raises OSError."""
-    ranges = control.mapped(domid, vcpu)
+def write_core(
+    control: Control,
+    domid: int,
+    vcpu: int,
+    file: BinaryIO,
+    *,
+    most_bytes: int,
+    most_ranges: int = MOST_RANGES,
+) -> bool:
+    """Write the domain as vCPU ``vcpu`` sees it; False where the limits left something out.
+
+    A guest may map one frame at a million addresses: neither the disk nor the format has room for
+    that. Raises OSError.
+    """
+    ranges, is_whole = _within(control.mapped(domid, vcpu), most_bytes, most_ranges)
     others = [other for other in range(control.info(domid).vcpus) if other != vcpu]
     notes = b"".join(_thread(control, domid, number) for number in (vcpu, *others))
     count = 1 + len(ranges)
@@ -55,6 +70,23 @@ def write_core(control: Control, domid: int, vcpu: int, file: BinaryIO) -> None:
     for one in ranges:
         for data in _contents(control, domid, vcpu, one):
             file.write(data)
+    return is_whole
+
+
+def _within(
+    mapped: Iterable[MappedRange], most_bytes: int, most_ranges: int
+) -> tuple[list[MappedRange], bool]:
+    """Take ranges up to both limits; tell whether that is all of them."""
+    taken: list[MappedRange] = []
+    left = most_bytes
+    for one in mapped:
+        if len(taken) == most_ranges:
+            return taken, False
+        if one.size > left:
+            return [*taken, replace(one, size=left)], False
+        taken.append(one)
+        left -= one.size
+    return taken, True
 
 
 def _contents(control: Control, domid: int, vcpu: int, one: MappedRange) -> Iterator[bytes]:

@@ -53,7 +53,10 @@ class Walk:
 
 @dataclass(frozen=True, slots=True)
 class CrashReport:
-    """All that is told of one crash; ``events`` only where they were recorded."""
+    """All that is told of one crash; ``events`` only where they were recorded.
+
+    Their times are seconds up to the last of them.
+    """
 
     domain: str
     domid: int
@@ -80,7 +83,8 @@ def crash_report(
 ) -> CrashReport:
     """Gather the report while the domain is still there; ``events`` are of all domains."""
     eip, esp = record.registers["eip"], record.registers["esp"]
-    own = (one for one in events if one.domid == record.domid and one.kind not in _UNSEEN)
+    own = [one for one in events if one.domid == record.domid and one.kind not in _UNSEEN]
+    end_ns = own[-1].time_ns if own else 0
     return CrashReport(
         domain=name,
         domid=record.domid,
@@ -95,7 +99,7 @@ def crash_report(
         walks=tuple(_walk(control, record, register) for register in ("cr2", "eip", "esp")),
         stack=tuple(_stack(control, record, symbols, esp)),
         hypercalls=tuple(_hypercall(one) for one in record.hypercalls),
-        events=tuple(event_line(one, symbols) for one in list(happenings(own))[-EVENTS:]),
+        events=tuple(event_line(one, symbols, end_ns) for one in list(happenings(own))[-EVENTS:]),
         console=tuple(console_tail),
     )
 

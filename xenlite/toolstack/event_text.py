@@ -42,6 +42,7 @@ from xenlite.trace_format import (
     Trap,
     Turn,
     Upcall,
+    view,
 )
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Happening(NamedTuple):
                 number = self.number
                 return HYPERCALL_NAMES.get(number, f"hypercall {number}")
             case Kind.TRAP:
-                return _trap_name(Trap._make(record.words[:9]))
+                return _trap_name(view(Trap, record))
             case _:
                 return record.kind.name.lower()
 
@@ -107,23 +108,15 @@ class Happening(NamedTuple):
     @property
     def duration_ns(self) -> int | None:
         """Return how long it took, where it took time."""
-        record = self.record
-        match record.kind:
-            case Kind.HYPERCALL:
-                return Hypercall._make(record.words).duration_ns
-            case Kind.TRAP:
-                return Trap._make(record.words[:9]).duration_ns
-            case Kind.TURN:
-                return Turn._make(record.words[:2]).duration_ns
-            case _:
-                return None
+        takes_time = self.record.kind in (Kind.HYPERCALL, Kind.TRAP, Kind.TURN)
+        return self.record.duration_ns if takes_time else None
 
     @property
     def is_error(self) -> bool:
         """Tell whether it is a hypercall that answers an error, or a crash."""
         record = self.record
         if record.kind is Kind.HYPERCALL:
-            call = Hypercall._make(record.words)
+            call = view(Hypercall, record)
             if call.outcome == Outcome.RETURNED:
                 return call.result >= _FIRST_ERROR
             return call.outcome in (Outcome.REFUSED, Outcome.CRASHED)
@@ -148,10 +141,11 @@ def happenings(records: Iterable[Record]) -> Iterator[Happening]:
         yield Happening(held)
 
 
-def event_line(happening: Happening, symbols: Symbols) -> str:
-    """Write one event: time in seconds, domain, vCPU, and what happened."""
+def event_line(happening: Happening, symbols: Symbols, zero_ns: int) -> str:
+    """Write one event: time in seconds from ``zero_ns``, domain, vCPU, and what happened."""
     record = happening.record
-    return f"{record.time_ns / 1e9:11.6f} d{record.domid}v{record.vcpu} {what(happening, symbols)}"
+    when = f"{(record.time_ns - zero_ns) / 1e9:11.6f}"
+    return f"{when} d{record.domid}v{record.vcpu} {what(happening, symbols)}"
 
 
 def what(happening: Happening, symbols: Symbols) -> str:
@@ -164,21 +158,21 @@ def what(happening: Happening, symbols: Symbols) -> str:
         case Kind.REFUSAL:
             return f"refused: {_rule(record)}"
         case Kind.TRAP:
-            return _trap(Trap._make(words[:9]), symbols)
+            return _trap(view(Trap, record), symbols)
         case Kind.UPCALL:
-            upcall = Upcall._make(words[:3])
+            upcall = view(Upcall, record)
             return f"upcall at {symbols.show(upcall.eip)} -> {symbols.show(upcall.target)}"
         case Kind.EVENT:
-            return _event(Event._make(words[:5]))
+            return _event(view(Event, record))
         case Kind.TURN:
-            turn = Turn._make(words[:2])
+            turn = view(Turn, record)
             state = RUNSTATE_NAMES.get(turn.state, "").removeprefix("RUNSTATE_")
-            return f"ran for {turn.duration_ns / 1e3:.1f} us, then {state}"
+            return f"ran for {record.duration_ns / 1e3:.1f} us, then {state}"
         case Kind.CRASH:
             rule, _, detail = "\0".join(record.texts()).partition("\0")
             return f"crashed: {rule}{f': {detail}' if detail else ''}"
         case Kind.CPUID:
-            cpuid = Cpuid._make(words[:3])
+            cpuid = view(Cpuid, record)
             at = symbols.show(cpuid.eip)
             return f"cpuid leaf {cpuid.leaf:#x} subleaf {cpuid.subleaf:#x} at {at}"
         case Kind.START:
@@ -198,17 +192,17 @@ def caller_of(call: Hypercall, symbols: Symbols) -> int:
 
 def _hypercall(happening: Happening, symbols: Symbols) -> str:
     record = happening.record
-    call = Hypercall._make(record.words)
-    text = call_text(happening.number, call.arguments, record.copies(), call.list_bytes)
+    call = view(Hypercall, record)
+    text = call_text(happening.number, call.arguments, record.copies())
     result = _SPECIAL.get(call.outcome) or result_text(call.result)
     why = "" if happening.refusal is None else f": {_rule(happening.refusal)}"
-    took = f"<{call.duration_ns / 1e3:.1f} us>"
+    took = f"<{record.duration_ns / 1e3:.1f} us>"
     return f"{text} = {result}{why} {took} from {symbols.show(caller_of(call, symbols))}"
 
 
 def _rule(refusal: Record) -> str:
     rule, _, argument = "\0".join(refusal.texts()).partition("\0")
-    entry = RefusedCall._make(refusal.words[:4]).entry
+    entry = view(RefusedCall, refusal).entry
     where = f" in entry {entry - 1}" if entry else ""
     return f"{rule} ({argument}){where}" if argument else f"{rule}{where}"
 
@@ -245,5 +239,5 @@ def _trap(trap: Trap, symbols: Symbols) -> str:
 def _event(event: Event) -> str:
     if event.state == EVTCHNSTAT_interdomain:
         return f"event at port {event.port} from d{event.remote} port {event.remote_port}"
-    kind = "IPI" if event.state == EVTCHNSTAT_ipi else "VIRQ"
-    return f"event at port {event.port}, a {kind}"
+    kind = "an IPI" if event.state == EVTCHNSTAT_ipi else "a VIRQ"
+    return f"event at port {event.port}, {kind}"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from xenlite.abi.x86_32p import SHUTDOWN_poweroff, SHUTDOWN_reboot
+from xenlite.abi.x86_32p import XEN_PAGE_SHIFT, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from xenlite.dom0.xenstore.store import XenStore
 from xenlite.toolstack.console_log import ConsoleTail
 from xenlite.toolstack.domain_config import Reaction
@@ -36,6 +36,7 @@ EXIT_TIMEOUT: Final = 124
 AUDIT_PERIOD_NS: Final = 500_000_000
 MAX_WAITING_INPUT: Final = 64 << 10
 RECORD_BYTES: Final = 16 << 20  # a turn of 10 ms makes some 10,000 events of 64 bytes
+CORE_TIMES_MEMORY: Final = 4  # a kernel maps its memory once, and some of it again
 KEPT_CHUNKS: Final = 16  # of events, a turn each, for a crash report
 
 
@@ -283,17 +284,21 @@ class Host:
 
     def _dump_core(self, name: str, domid: int) -> None:
         """Write ``<name>-<domid>.core`` where xenlite was started; a full disk ends that alone."""
-        from xenlite.toolstack.coredump import write_core
+        from xenlite.toolstack.coredump import MOST_BYTES, write_core
 
         path = Path(f"{name}-{domid}.core")
         record = self._control.crash_record(domid)
+        vcpu = 0 if record is None else record.vcpu
+        memory_bytes = self._control.info(domid).pages << XEN_PAGE_SHIFT
+        most_bytes = min(CORE_TIMES_MEMORY * memory_bytes, MOST_BYTES)
         try:
             with path.open("wb") as file:
-                write_core(self._control, domid, 0 if record is None else record.vcpu, file)
+                is_whole = write_core(self._control, domid, vcpu, file, most_bytes=most_bytes)
         except OSError as error:
             self._voice.say(f"{path}: {error.strerror}: no core of domain {name!r}")
         else:
-            self._voice.say(f"domain {name!r} is in {path}: gdb KERNEL {path}")
+            left_out = "" if is_whole else ", but for mappings that are too many"
+            self._voice.say(f"domain {name!r} is in {path}{left_out}: gdb KERNEL {path}")
 
 
 def _domid(guest: Guest) -> int | None:

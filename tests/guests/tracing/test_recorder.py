@@ -9,7 +9,7 @@ from tests.support.guest import KERNEL_AND_PROGRAM, boot, made, traps
 from tests.support.guests import TIME, TIMER_EVENTS
 from tests.support.recorded import recorded
 from xenlite.errors import Refused
-from xenlite.trace_format import Kind, Trap
+from xenlite.trace_format import Hypercall, Kind, view
 
 CALLS = 20
 SYSTEM_CALLS = KERNEL_AND_PROGRAM.replace("\\before", "").replace(
@@ -48,7 +48,8 @@ def test_a_domain_that_is_not_recorded_keeps_its_own_handlers() -> None:
         assert not cpu.traps.sees_all  # type: ignore[attr-defined]
         assert cpu.ways._memory is not None
         assert recorded_cpu.ways._memory is None
-        assert "_make_receive" in plain.domain.events.receive.__qualname__
+        assert plain.domain.events.receive.__module__ == "xenlite.core.evtchn"
+        assert seen.guest.domain.events.receive.__module__ == "xenlite.recorder"
         assert plain.control.recorded() == (b"", 0)
 
 
@@ -113,6 +114,35 @@ handler:
         assert line.endswith("<handler>")
 
 
+def test_the_caller_is_read_from_the_stack_as_it_is_mapped_now() -> None:
+    """The page of the stack is remembered between calls; the guest maps another one there."""
+    source = """
+    mov esp, offset kernel_stack_top - 16
+    mov dword ptr [esp], 0x1111
+    mov dword ptr [user_stack_top - 16], 0x2222
+    xor ebx, ebx
+    XEN xen_version
+    mov eax, offset user_stack_top - 4096
+    sub eax, VIRT_BASE
+    shr eax, 12
+    mov edx, [p2m]
+    mov ecx, [edx + eax * 4]
+    mov edx, ecx
+    shl ecx, 12
+    or ecx, PTE_RW_DATA
+    shr edx, 20
+    mov ebx, offset kernel_stack_top - 4096
+    mov esi, UVMF_INVLPG
+    XEN update_va_mapping
+    xor ebx, ebx
+    XEN xen_version
+    FINISH 0
+"""
+    with recorded(source) as (seen,):
+        calls = [view(Hypercall, x) for x in seen.records if x.kind is Kind.HYPERCALL]
+        assert [call.caller for call in calls] == [0x1111, 0x1111, 0x2222, 0x2222]
+
+
 def test_a_multicalls_entries_are_seen_each_before_it() -> None:
     source = """
     mov ebx, offset calls
@@ -151,6 +181,26 @@ wait:
         assert "event at port 3, a VIRQ" in seen.line("event")
         assert seen.line("upcall").endswith("<on_event>")
         assert seen.names.index("event") < seen.names.index("upcall")
+
+
+def test_an_ipi_is_seen_once() -> None:
+    source = """
+    mov ebx, EVTCHNOP_bind_ipi
+    mov ecx, offset bound
+    XEN event_channel_op
+    mov eax, [bound + EVTCHN_BIND_IPI_PORT]
+    mov [port], eax
+    mov ebx, EVTCHNOP_send
+    mov ecx, offset port
+    XEN event_channel_op
+    FINISH 0
+.data
+bound: .long 0, 0
+port: .long 0
+"""
+    with recorded(source) as (seen,):
+        assert seen.names == ["event_channel_op", "event", "event_channel_op", "sched_op"]
+        assert seen.line("event").endswith(", an IPI")
 
 
 def test_a_crash_is_the_last_that_is_seen() -> None:
@@ -195,11 +245,10 @@ def test_a_page_table_write_that_is_emulated_shows_its_two_traps() -> None:
 def test_the_times_of_traps_are_within_their_turn() -> None:
     with recorded(SYSTEM_CALLS) as (seen,):
         turns = [one for one in seen.records if one.kind is Kind.TURN]
-        spans = [(one.time_ns, one.time_ns + one.words[0]) for one in turns]
+        spans = [(one.time_ns, one.end_ns) for one in turns]
         for one in seen.records:
             if one.kind is Kind.TRAP:
-                end_ns = one.time_ns + Trap._make(one.words[:9]).duration_ns
-                assert any(a <= one.time_ns <= end_ns <= b for a, b in spans)
+                assert any(a <= one.time_ns <= one.end_ns <= b for a, b in spans)
 
 
 def test_a_machine_has_one_recorder() -> None:

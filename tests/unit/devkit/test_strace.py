@@ -21,6 +21,7 @@ from xenlite.errors import ConfigError
 from xenlite.toolstack.event_text import Happening, happenings
 from xenlite.toolstack.symbols import Symbols
 from xenlite.trace_format import (
+    WORDS,
     Cause,
     Kind,
     Outcome,
@@ -33,12 +34,13 @@ from xenlite.trace_format import (
 
 
 def record(kind: Kind, *words: int, extra: bytes = b"", time_ns: int = 0) -> Record:
-    return Record(time_ns, 1, 0, kind, (*words, *(0,) * (12 - len(words))), extra)
+    return Record(time_ns, time_ns, 1, 0, kind, (*words, *(0,) * (WORDS - len(words))), extra)
 
 
 def call(number: int, result: int = 0, duration_ns: int = 1000) -> Record:
     outcome = Outcome.REFUSED if result < 0 else Outcome.RETURNED
-    return record(Kind.HYPERCALL, outcome, number, result & 0xFFFFFFFF, duration_ns)
+    one = record(Kind.HYPERCALL, outcome, number, result & 0xFFFFFFFF)
+    return one._replace(end_ns=duration_ns)
 
 
 EVENTS = {
@@ -47,7 +49,7 @@ EVENTS = {
     "event": record(Kind.EVENT, 1),
     "#PF": record(Kind.TRAP, Cause.FAULT, TRAP_page_fault),
     "int": record(Kind.TRAP, Cause.SOFTWARE, 0x80),
-    "turn": record(Kind.TURN, 5, 1),
+    "turn": record(Kind.TURN, 1),
 }
 
 
@@ -93,7 +95,7 @@ def test_counts_tell_calls_errors_total_and_percentiles() -> None:
 
 
 def test_a_refused_call_is_joined_with_its_rule_and_no_other() -> None:
-    rule = record(Kind.REFUSAL, 99, EINVAL, 3, 1, extra=b"frames.not-owned\x000x7\0\0\0\0\0")
+    rule = record(Kind.REFUSAL, 99, EINVAL, 3, extra=b"frames.not-owned\x000x7\0\0\0\0\0")
     refused = call(HYPERVISOR_mmu_update, -EINVAL)
     found = list(happenings([refused, rule, rule, refused, EVENTS["event"]]))
     assert [(one.record.kind, one.refusal is rule) for one in found] == [
