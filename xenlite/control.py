@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from xenlite import inspection
 from xenlite.abi.x86_32p import (
     EBUSY,
     EEXIST,
+    EFAULT,
     EINVAL,
     ENOMEM,
     ESRCH,
@@ -38,7 +40,19 @@ from xenlite.machine.x86_32p import (
 from xenlite.registers import read_registers
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xenlite.core.vcpu import Vcpu
+    from xenlite.debugger import DomainDebugger
+    from xenlite.doors import (
+        DebugStop,
+        FrameInfo,
+        GrantInfo,
+        HypercallRecord,
+        PortInfo,
+        TableEntry,
+        VcpuInfo,
+    )
     from xenlite.hypervisor import Hypervisor
 
 
@@ -210,6 +224,26 @@ class ControlDoor:
             out += self._memory.read(maddr, piece)
         return out
 
+    def write_virtual(self, domid: int, vcpu: int, vaddr: int, data: bytes) -> None:
+        """Write guest memory, read-only pages too; all of it or nothing.
+
+        Refused where a page is not mapped, not the domain's, or a page or descriptor table.
+        """
+        pieces: list[tuple[int, bytes]] = []
+        done = 0
+        while done < len(data):
+            at = (vaddr + done) & 0xFFFFFFFF
+            maddr = self.translate(domid, vcpu, at)
+            if maddr is None:
+                raise Refused(EFAULT, "control.not-mapped", at)
+            self._frames.get_writable(maddr >> PAGE_SHIFT, domid)
+            self._frames.put_writable(maddr >> PAGE_SHIFT)
+            size = PAGE_SIZE - (at & (PAGE_SIZE - 1))
+            pieces.append((maddr, data[done : done + size]))
+            done += size
+        for maddr, piece in pieces:
+            self._memory.write(maddr, piece)
+
     # -- ports and grants ---------------------------------------------------------------------
 
     def alloc_unbound(self, domid: int, remote: int) -> int:
@@ -220,6 +254,40 @@ class ControlDoor:
         """Write grant entry ``ref``: ``to`` may map ``mfn`` of ``domid`` read-write."""
         self._check_owned(domid, mfn)
         self._guest(domid).grants.seed(ref, to, mfn)
+
+    # -- debugging ----------------------------------------------------------------------------
+
+    def attach_debugger(self, domid: int, on_stop: Callable[[DebugStop], None]) -> DomainDebugger:
+        """Hold a domain for a debugger, the only one; ``on_stop`` hears of each stop."""
+        return self._hypervisor.attach_debugger(self._guest(domid), on_stop)
+
+    def vcpus(self, domid: int) -> list[VcpuInfo]:
+        """Tell what each vCPU does."""
+        return inspection.vcpus(self._guest(domid))
+
+    def walk(self, domid: int, vcpu: int, vaddr: int) -> list[TableEntry]:
+        """Follow the vCPU's page tables as far as they lead, from the top."""
+        return inspection.walk(self._vcpu(domid, vcpu), vaddr)
+
+    def frame_of(self, domid: int, pfn: int) -> int | None:
+        """Return the mfn that the machine-to-phys table gives this pfn of the domain, if any."""
+        return inspection.frame_of(self._guest(domid), pfn)
+
+    def frame(self, mfn: int) -> FrameInfo:
+        """Tell all about one frame; finds who maps it by looking at every L1 table."""
+        return inspection.frame(self._hypervisor.machine, mfn)
+
+    def ports(self, domid: int) -> list[PortInfo]:
+        """List the open event ports."""
+        return inspection.ports(self._domain(domid))
+
+    def grants(self, domid: int) -> list[GrantInfo]:
+        """List the grant entries that offer something or are mapped."""
+        return inspection.grants(self._domain(domid))
+
+    def hypercalls(self, domid: int) -> list[HypercallRecord]:
+        """Return the last hypercalls, oldest first."""
+        return inspection.hypercalls(self._guest(domid))
 
     # -- looking ------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
     DOMID_FIRST_RESERVED,
+    EBUSY,
     RUNSTATE_running,
     SHUTDOWN_crash,
 )
@@ -52,6 +53,9 @@ from xenlite.traps import TrapParts, make_route
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.core.vcpu import Vcpu
+    from xenlite.debugger import DomainDebugger
+    from xenlite.doors import DebugStop
+    from xenlite.hypercalls.restart import Handler
     from xenlite.machine.clock import Clock
 
 _FIRST_SLICE_BLOCKS: Final = 100_000
@@ -62,12 +66,14 @@ _MAX_SLICE_BLOCKS: Final = 10_000_000
 class _Guest:
     """What the loop keeps of a domain that has a CPU."""
 
-    __slots__ = ("cpu", "domain", "parts", "slice_blocks")
+    __slots__ = ("cpu", "debugger", "domain", "parts", "slice_blocks", "table")
 
-    def __init__(self, domain: Domain, cpu: Cpu, parts: TrapParts) -> None:
+    def __init__(self, domain: Domain, cpu: Cpu, parts: TrapParts, table: list[Handler]) -> None:
         self.domain = domain
         self.cpu = cpu
         self.parts = parts
+        self.table = table
+        self.debugger: DomainDebugger | None = None
         self.slice_blocks = _FIRST_SLICE_BLOCKS
 
     def calibrate(self, blocks: int, spent_ns: int) -> None:
@@ -198,8 +204,14 @@ class Hypervisor:
         """Make an empty domain with an engine of its own."""
 
         def note(number: int, arguments: Arguments, refused: Refused) -> None:
+            debugger = self._guests[domid].debugger
+            if self.on_refused is None and debugger is None:
+                return
+            refusal = _refusal(domain, number, arguments, refused)
             if self.on_refused is not None:
-                self.on_refused(_refusal(domain, number, arguments, refused))
+                self.on_refused(refusal)
+            if debugger is not None:
+                debugger.refused(refusal)
 
         cpu: Cpu
         route = make_route(lambda: cpu, note, self._time.rdtsc)
@@ -219,8 +231,9 @@ class Hypervisor:
             cpu.close()
             raise
         domain.console_write = lambda text: self.console_output(domid, text)
-        parts = route.bind(domain, table.build(domain, note))
-        self._guests[domid] = _Guest(domain, cpu, parts)
+        calls = table.build(domain, note)
+        parts = route.bind(domain, calls)
+        self._guests[domid] = _Guest(domain, cpu, parts, calls)
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.add(domid)
         publish_wall_clock(domain)
@@ -229,12 +242,39 @@ class Hypervisor:
     def remove_domain(self, domain: Domain) -> None:
         """Take a domain apart and free its engine."""
         guest = self._guests.pop(domain.domid)
+        if guest.debugger is not None:
+            guest.debugger.gone()
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.remove(domain.domid)
         self.crashes.pop(domain.domid, None)
         guest.parts.page_writes.release()
         take_apart(domain)
         guest.cpu.close()
+
+    def attach_debugger(
+        self, domain: Domain, on_stop: Callable[[DebugStop], None]
+    ) -> DomainDebugger:
+        """Hold a domain for a debugger; Refused(EBUSY) where it has one."""
+        from xenlite.debugger import DomainDebugger  # no start of a domain waits for it
+
+        guest = self._guests[domain.domid]
+        if guest.debugger is not None:
+            raise Refused(EBUSY, "debug.has-a-debugger", domain.domid)
+
+        def forget() -> None:
+            guest.debugger = None
+
+        guest.debugger = DomainDebugger(
+            domain,
+            guest.cpu,
+            guest.parts.page_writes,
+            guest.table,
+            make_current=guest.make_current,
+            crash=lambda crash: self._crash(domain, crash),
+            on_detach=forget,
+            on_stop=on_stop,
+        )
+        return guest.debugger
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -287,19 +327,24 @@ class Hypervisor:
             publish_time(vcpu, self._time)
             publish_runstate(vcpu)
             guest.parts.bounce.reload_selectors()
-            self._deliver(guest, vcpu)
+            if domain.stepping is None:
+                self._deliver(guest, vcpu)
             blocks = self._blocks_until_due(guest, started_ns)
             self._running = cpu
             if self._slice_timer is not None:
                 self._slice_timer.begin(cpu)
-            cpu.enter(blocks)
+            if guest.debugger is None:
+                cpu.enter(blocks)
+            else:
+                guest.debugger.enter(blocks)
             spent_ns = clock.monotonic_ns() - started_ns
             if not cpu.blocks_left or spent_ns > SLICE_NS:
                 guest.calibrate(blocks - cpu.blocks_left, spent_ns)
             if domain.shutdown_reason == SHUTDOWN_crash:
                 raise DomainCrash("sched.guest-crashed", "the guest says so itself")
         except DomainCrash as crash:
-            self._crash(domain, crash)
+            if guest.debugger is None or not guest.debugger.keep_crash(crash):
+                self._crash(domain, crash)
         finally:
             self._running = None
             if self._slice_timer is not None:
@@ -309,6 +354,8 @@ class Hypervisor:
             now_ns = clock.monotonic_ns()
             self.scheduler.charge(domain.domid, now_ns - started_ns, now_ns)
             vcpu.runstate.enter(RUNSTATES[vcpu.state], now_ns)
+            if guest.debugger is not None:
+                guest.debugger.report()
 
     def _deliver(self, guest: _Guest, vcpu: Vcpu) -> None:
         """Enter the handlers of what has come while the vCPU did not run."""

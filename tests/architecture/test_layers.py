@@ -13,7 +13,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "xenlite"
 
 MICROHYPERVISOR = frozenset(
-    {"hypervisor", "control", "link", "traps", "registers", "hypercalls", "core", "machine"}
+    {
+        "hypervisor",
+        "control",
+        "link",
+        "debugger",
+        "inspection",
+        "traps",
+        "registers",
+        "hypercalls",
+        "core",
+        "machine",
+    }
 )
 BASE = frozenset({"abi", "errors"})
 # What each room may import besides itself. `xenlite` itself stands for the version.
@@ -27,7 +38,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "registers": BASE | {"machine", "core"},
     "traps": BASE | {"machine", "core", "hypercalls"},
     "link": BASE | {"machine", "core", "doors", "hypervisor"},
-    "control": BASE | {"machine", "core", "doors", "hypervisor", "registers"},
+    "inspection": BASE | {"machine", "core", "doors"},
+    "debugger": BASE | {"machine", "core", "doors", "hypercalls"},
+    "control": BASE
+    | {"machine", "core", "doors", "hypervisor", "registers", "inspection", "debugger"},
     "hypervisor": BASE | MICROHYPERVISOR | {"doors"},
     "dom0": BASE | {"doors"},
     "toolstack": BASE | {"doors", "dom0"},
@@ -108,4 +122,4 @@ def test_the_microhypervisor_stays_small() -> None:
             }
             text = enumerate(path.read_text().splitlines(), 1)
             lines += sum(1 for n, line in text if line.strip() and n not in imports)
-    assert lines < 9000
+    assert lines < 9800

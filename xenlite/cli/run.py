@@ -120,12 +120,18 @@ def run(options: argparse.Namespace) -> int:
 
         host = Host(hypervisor, clock, Voice(console, ended, _say))
         cleanup.callback(host.close)
+        built = None
+        if options.gdb is not None or options.gdb_wait:
+            from xenlite.cli.debuggers import let_in
+
+            built = let_in(options, names, hypervisor, cleanup)
         with Terminal(typed=host.feed, wants_input=host.wants_input, leave=host.leave):
             return host.run(
                 configs,
                 timeout_s=options.timeout,
                 audits=options.audit,
                 explains=options.verbose,
+                built=built,
             )
 
 

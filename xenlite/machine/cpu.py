@@ -152,6 +152,7 @@ class Cpu:
         self._failure: BaseException | None = None
         self._pending: Callable[[], None] | None = None
         self._stopping = False
+        self._counts = False  # the last run was a step
         interrupt = traps.interrupt
         self._debug = traps.debug or (lambda: interrupt(0, VECTOR_DB, None))
         self._io: tuple[int, int, IoDirection, bytes, bytes] | None = None
@@ -160,6 +161,8 @@ class Cpu:
         self._has_trap_stub = self.is_live and self.capabilities.exact_stop
         self._table = uc.TrapTable()
         self._asked: memoryview | None = None
+        self._upcalls_at: int | None = None
+        self._upcalls_held = False
         self._upcall_maddr: int | None = None
         self.trail = Trail(self._table)
         has_ways = (
@@ -194,6 +197,21 @@ class Cpu:
         between two calls makes the next return at once. Raises what ``fail`` was given, and
         EngineError if the engine ends the run for a reason of its own.
         """
+        self._counts = False
+        self._enter(blocks, self._run)
+
+    def step(self, blocks: int) -> None:
+        """Run one instruction, or the trap that it makes; of a repeated one, one element.
+
+        Needs loud memory (``set_quiet_memory``), and a budget of some blocks.
+        """
+        if not self._counts:
+            # The engine counts only in what it translates from then on.
+            self.invalidate_all_code()
+            self._counts = True
+        self._enter(blocks, self._run_one)
+
+    def _enter(self, blocks: int, run: Callable[[], int]) -> None:
         clock = self._clock
         self._stopping = False
         clock[0] = blocks
@@ -202,7 +220,7 @@ class Cpu:
         try:
             while True:
                 self._flush_asked()
-                error = self._run()
+                error = run()
                 if self._failure is not None:
                     failure, self._failure = self._failure, None
                     raise failure
@@ -212,7 +230,7 @@ class Cpu:
                     raise EngineError(f"the run ended with Unicorn error {error}")
                 else:
                     return
-                if self._stopping or clock[0] < 0 or self._kicked[0]:
+                if self._stopping or clock[0] < 0 or self._kicked[0] or run == self._run_one:
                     return
         finally:
             self._kicked[0] = 0
@@ -232,6 +250,36 @@ class Cpu:
     def charge(self, blocks: int) -> None:
         """Take ``blocks`` off the budget of this run, for time spent in a trap."""
         self._clock[0] -= blocks
+
+    @property
+    def budget(self) -> int:
+        """Return what is left of the budget, from which each block takes one, and each trap."""
+        return self._clock[0]
+
+    @property
+    def block_clock(self) -> uc.BlockClock:
+        """Return where native code finds the budget, and the function that ends a run."""
+        return self._block_clock
+
+    def set_quiet_memory(self, *, quiet: bool) -> None:
+        """Go without stop tests after loads and stores, or have them, outside a run.
+
+        Without them a stop from within a block comes at its end, or after its first store: whoever
+        wants to stop at single instructions needs the tests.
+        """
+        if self._exit_flag is not None:
+            ctypes.c_uint8.from_address(self._exit_flag).value = quiet
+            self.invalidate_all_code()
+
+    def hook(self, kind: int, callback: Any, **where: Any) -> int:
+        """Have the engine call ``callback`` (``Engine.hook``); what is translated is forgotten."""
+        hook = self._engine.hook(kind, callback, **where)
+        self.invalidate_all_code()
+        return hook
+
+    def unhook(self, hook: int) -> None:
+        """End what ``hook`` returned, outside a run."""
+        self._engine.unhook(hook)
 
     def kick(self) -> None:
         """End the run soon, at a block boundary. For any thread."""
@@ -312,6 +360,12 @@ class Cpu:
         if not self.is_live:
             self._save()
 
+    def save_fpu(self) -> bytes:
+        """Read the FPU's registers as an FXSAVE image, outside a run."""
+        if not self.is_live:
+            self._restore()
+        return self._engine.save_fpu()
+
     def new_context(self) -> bytearray:
         """Make the state of a virtual CPU after reset: flat, at privilege level 1."""
         return bytearray(self._fresh)
@@ -333,9 +387,22 @@ class Cpu:
 
     def watch_upcalls(self, maddr: int) -> None:
         """Call ``traps.upcall`` after a trap while the byte at ``maddr`` is set, the next clear."""
+        self._upcalls_at = maddr
+        self._look_for_upcalls()
+
+    def hold_upcalls(self, *, held: bool) -> None:
+        """Have pending upcalls wait, or take them again; no way may be open meanwhile."""
+        self._upcalls_held = held
+        self._look_for_upcalls()
+
+    def _look_for_upcalls(self) -> None:
+        maddr = None if self._upcalls_held else self._upcalls_at
         self._upcall_maddr = maddr
         self.ways.close()
-        self._table.upcall_word = self.memory.host_address + maddr
+        if maddr is None:
+            self._table.watch_nothing()
+        else:
+            self._table.upcall_word = self.memory.host_address + maddr
 
     # Translated code
 
@@ -359,10 +426,9 @@ class Cpu:
         engine.write_register(uc.UC_X86_REG_FPCW, _FCW_RESET)
         engine.write_register(uc.UC_X86_REG_FPTAG, _FPU_EMPTY)
         engine.write_register(uc.UC_X86_REG_MXCSR, _MXCSR_RESET)
-        if self.capabilities.quiet_memory:
-            flag = engine.find_exit_flag()
-            assert flag is not None
-            ctypes.c_uint8.from_address(flag).value = 1
+        self._exit_flag = engine.find_exit_flag() if self.capabilities.quiet_memory else None
+        if self._exit_flag is not None:
+            ctypes.c_uint8.from_address(self._exit_flag).value = 1
 
     def _map_state(self) -> None:
         gil = self._engine.library.gil
@@ -589,6 +655,19 @@ class Cpu:
             if not self.is_live:
                 self._save()
             if error or self._stopping or self._pending is not None:
+                return error
+
+    def _run_one(self) -> int:
+        """Run one instruction; a kick may come before it, and then it is tried again."""
+        before = bytes(self.regs8[_INTEGER_STATE])
+        while True:
+            self._kicked[0] = 0
+            if not self.is_live:
+                self._restore()
+            error: int = self._emu_start(self._handle, self.regs[EIP], _NO_EXIT, 0, 1)
+            if not self.is_live:
+                self._save()
+            if not self._kicked[0] or error or before != self.regs8[_INTEGER_STATE]:
                 return error
 
     def _deliver_pending(self) -> None:

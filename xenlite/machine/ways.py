@@ -69,6 +69,7 @@ class Ways:
         """Write them into ``table``; without memory there is no stub, and none is ever open."""
         self._memory = memory
         self._open: list[int] = []
+        self._are_forbidden = False
         if memory is None:
             return
         start = TrapTable.ways.offset
@@ -86,6 +87,11 @@ class Ways:
         """Let the call that returns to ring 3 go ``way``."""
         self._open_at(_BACK, way)
 
+    def forbid(self, *, forbidden: bool) -> None:
+        """Have Python see every trap from now on, or open ways again."""
+        self._are_forbidden = forbidden
+        self.close()
+
     def close(self) -> None:
         """Have Python look at everything again."""
         if self._open:
@@ -95,7 +101,7 @@ class Ways:
 
     def _open_at(self, index: int, way: Way) -> None:
         memory = self._memory
-        if memory is None:
+        if memory is None or self._are_forbidden:
             return
         at = index * WAY_SIZE_BYTES
         host = memory.host_address

@@ -60,6 +60,7 @@ class Host:
         self._deadline_ns: int | None = None
         self._audits = False
         self._next_audit_ns = 0
+        self._built: Callable[[int, str], None] | None = None
         hypervisor.console_output = self._print
 
     def run(
@@ -69,13 +70,16 @@ class Host:
         timeout_s: float | None = None,
         audits: bool = False,
         explains: bool = False,
+        built: Callable[[int, str], None] | None = None,
     ) -> int:
         """Run domains until all have ended for good; return the exit status.
 
         That is the one of the first domain, in the order given, that did not power off;
         EXIT_TIMEOUT when the time was up; or what ``leave`` asked for. ``audits`` recomputes every
-        invariant as it goes; ``explains`` says why each refused hypercall was refused.
+        invariant as it goes; ``explains`` says why each refused hypercall was refused. ``built``
+        hears of each domain, by domid and name, before its first instruction.
         """
+        self._built = built
         self._audits = audits
         if explains:
             self._hypervisor.on_refused = self._explain
@@ -165,7 +169,11 @@ class Host:
         def broken(error: PeerError) -> None:
             self._voice.say(f"domain {name!r} broke its console: {error}")
 
-        guest.start(self._control, self._link, sink=self._print, broken=broken)
+        def built(domid: int) -> None:
+            if self._built is not None:
+                self._built(domid, name)
+
+        guest.start(self._control, self._link, sink=self._print, broken=broken, built=built)
 
     def _print(self, domid: int, data: bytes) -> None:
         self._tails[domid].write(data)

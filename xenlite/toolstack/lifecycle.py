@@ -98,8 +98,12 @@ class Guest:
         *,
         sink: Callable[[int, bytes], None],
         broken: Callable[[PeerError], None],
+        built: Callable[[int], None] | None = None,
     ) -> BuiltDomain:
-        """Build the domain, join its console to ``sink(domid, bytes)`` and let it run."""
+        """Build the domain, join its console to ``sink(domid, bytes)`` and let it run.
+
+        ``built`` is called before its first instruction.
+        """
         assert self.domain is None, f"{self.config.name} runs already"
         with ExitStack() as undo:
             domain = build(control, self.config, self.image, self.ramdisk, undo)
@@ -111,6 +115,8 @@ class Guest:
                 broken=broken,
             )
             undo.callback(console.close)
+            if built is not None:
+                built(domain.domid)
             control.unpause(domain.domid)
             self._undo = undo.pop_all()
         self.domain, self.console = domain, console
