@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,18 +17,23 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
 
     from xenlite.hypervisor import Hypervisor
+    from xenlite.toolstack.domain_config import DomainConfig
 
 
 def let_in(
-    options: argparse.Namespace, names: Sequence[str], hypervisor: Hypervisor, cleanup: ExitStack
+    options: argparse.Namespace,
+    configs: Sequence[DomainConfig],
+    hypervisor: Hypervisor,
+    cleanup: ExitStack,
 ) -> Callable[[int, str], None]:
     """Listen for debuggers until ``cleanup``; return what is to hear of each domain.
 
     Says where, a line for each domain. Raises ConfigError.
     """
+    kernels = {config.name: config.kernel for config in configs}
     listeners = GdbListeners(
         options.gdb or GDB_ADDRESS,
-        names,
+        list(kernels),
         hypervisor.control(),
         hypervisor.defer,
         exit_status,
@@ -35,6 +41,7 @@ def let_in(
     )
     cleanup.callback(listeners.close)
     for name, address in listeners.addresses().items():
-        sys.stderr.write(f"xenlite: domain {name!r}: gdb, target remote {address}\n")
+        command = shlex.join(["gdb", str(kernels[name]), "-ex", f"target remote {address}"])
+        sys.stderr.write(f"xenlite: {name}: {command}\n")
     sys.stderr.flush()
     return listeners.built
