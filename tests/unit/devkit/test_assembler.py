@@ -401,6 +401,7 @@ def line_rows(kernel: Path) -> list[tuple[str, int, int]]:
     dwarf = ELFFile(BytesIO(assemble(kernel).elf("/somewhere"))).get_dwarf_info()
     (unit,) = dwarf.iter_CUs()
     program = dwarf.line_program_for_CU(unit)
+    assert program is not None
     files = program["file_entry"]
     folders = [b"", *program["include_directory"]]
     rows = []
