@@ -243,6 +243,7 @@ class ControlDoor:
             done += size
         for maddr, piece in pieces:
             self._memory.write(maddr, piece)
+        self._hypervisor.wrote_for_debugger(domid)
 
     # -- ports and grants ---------------------------------------------------------------------
 
@@ -335,7 +336,7 @@ def _run_state(domain: Domain, *, has_crashed: bool) -> RunState:
         return RunState.CRASHED
     if domain.shutdown_reason is not None:
         return RunState.SHUTDOWN
-    if domain.paused:
+    if domain.paused or domain.held:
         return RunState.PAUSED
     if all(vcpu.state is not VcpuState.RUNNABLE for vcpu in domain.vcpus):
         return RunState.BLOCKED

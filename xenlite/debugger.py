@@ -243,6 +243,11 @@ class DomainDebugger:
         if self._breakpoints.hit is not None:
             self._note(DebugStop(StopKind.BREAKPOINT, vcpu.id))
 
+    def accept_changes(self) -> None:
+        """Take what is watched as it is now: a debugger has written it."""
+        if self._watchpoints:
+            self._watchpoints.changed()
+
     def refused(self, refusal: Refusal) -> None:
         """Hear of a refused hypercall, in its trap."""
         if self._wants_refusals:

@@ -276,6 +276,12 @@ class Hypervisor:
         )
         return guest.debugger
 
+    def wrote_for_debugger(self, domid: int) -> None:
+        """Have no watchpoint stop for what was just written into a domain's memory."""
+        debugger = self._guests[domid].debugger
+        if debugger is not None:
+            debugger.accept_changes()
+
     # -- the loop -----------------------------------------------------------------------------
 
     def run(self, until: Callable[[], bool], deadline_ns: int | None = None) -> bool:

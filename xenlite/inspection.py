@@ -25,6 +25,8 @@ from xenlite.machine.x86_32p import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from xenlite.core.domain import Domain
     from xenlite.core.vcpu import Vcpu
     from xenlite.machine.machine import Machine
@@ -78,10 +80,9 @@ def frame(machine: Machine, mfn: int) -> FrameInfo:
         raise Refused(EINVAL, "frames.no-such-frame", mfn)
     mapped_by = [
         slot * 8
-        for table, kind in enumerate(frames.kind)
-        if kind == FrameType.L1
-        for slot in range(table * ENTRIES, (table + 1) * ENTRIES)
-        if m64[slot] & PTE_P and (m64[slot] & PTE_ADDRESS) >> PAGE_SHIFT == mfn
+        for table in _frames_of_kind(frames.kind, FrameType.L1)
+        for slot, entry in enumerate(m64[table * ENTRIES : (table + 1) * ENTRIES], table * ENTRIES)
+        if entry & PTE_P and (entry & PTE_ADDRESS) >> PAGE_SHIFT == mfn
     ]
     return FrameInfo(
         mfn=mfn,
@@ -93,6 +94,13 @@ def frame(machine: Machine, mfn: int) -> FrameInfo:
         pfn=frames.m2p[mfn],
         mapped_by=tuple(mapped_by),
     )
+
+
+def _frames_of_kind(kinds: bytearray, kind: FrameType) -> Iterator[int]:
+    mfn = kinds.find(kind)
+    while mfn >= 0:
+        yield mfn
+        mfn = kinds.find(kind, mfn + 1)
 
 
 def ports(domain: Domain) -> list[PortInfo]:

@@ -189,6 +189,81 @@ copy: .space 4096
 
 
 @needs_gdb
+def test_a_breakpoint_holds_in_each_address_space_that_shares_the_page() -> None:
+    """As after a fork: two top-level tables over the same code, and a CR3 of its own for each."""
+    source = """
+    mov ebx, VMASST_CMD_enable
+    mov ecx, VMASST_TYPE_pae_extended_cr3
+    XEN vm_assist
+    mov esi, [pt_base]
+    add esi, 4096
+    mov edi, offset second_l2
+    mov ecx, 2 * 428                # as far as the hypervisor's hole
+    cld
+    rep movsd
+    REMAP offset second_l2, PTE_RO_DATA
+    mov eax, offset second_l2
+    call mfn_of
+    mov edx, eax
+    shl eax, 12
+    shr edx, 20
+    or eax, _PAGE_PRESENT
+    mov [second_l3 + 24], eax
+    mov [second_l3 + 28], edx
+    REMAP offset second_l3, PTE_RO_DATA
+    mov eax, offset second_l3
+    call mfn_of
+    mov [switch + MMUEXT_OP_ARG1], eax
+    call function
+    mov ebx, offset switch
+    mov ecx, 1
+    xor edx, edx
+    mov esi, DOMID_SELF
+    XEN mmuext_op
+    mov [switched], eax
+    call function
+    FINISH 0
+mfn_of:
+    sub eax, VIRT_BASE
+    shr eax, 12
+    mov edx, [p2m]
+    mov eax, [edx + eax * 4]
+    ret
+function:
+    inc dword ptr [calls]
+function_end:
+    ret
+.data
+calls: .long 0
+switched: .long 0x5A
+pt_base: .long 0
+switch: .long MMUEXT_NEW_BASEPTR, 0, 0
+.p2align 12
+second_l3: .space 4096
+second_l2: .space 4096
+"""
+    keep_base = "start:\n    mov eax, [esi + START_INFO_PT_BASE]\n    mov [pt_base], eax\n"
+    get_p2m = "    mov eax, [esi + START_INFO_MFN_LIST]\n    mov [p2m], eax\n"
+    with made(".text\n" + keep_base + get_p2m + source) as guest:
+        said = run_gdb(
+            guest,
+            """
+            break *{function_end}
+            continue
+            printf "calls %d, cr3 %x\\n", *(int*){calls}, $cr3
+            continue
+            printf "calls %d, cr3 %x\\n", *(int*){calls}, $cr3
+            continue
+            """,
+        )
+        assert guest.rules == []
+    spaces = re.findall(r"calls (\d), cr3 ([0-9a-f]+)", said)
+    assert [calls for calls, _ in spaces] == ["1", "2"]
+    assert spaces[0][1] != spaces[1][1]
+    assert "exited normally" in said
+
+
+@needs_gdb
 def test_what_a_trap_pushes_and_what_ring_3_stores_is_seen() -> None:
     program = """
     mov eax, offset user_stack_top - 64
@@ -297,6 +372,8 @@ word: .long 0
         def work() -> None:
             with RawClient(address) as client:
                 assert client.ask(b"Z2,%x,4" % word) == b"OK"
+                # What the debugger itself writes is no news to it.
+                assert client.ask(b"M%x,4:01000000" % word) == b"OK"
                 client.socket.sendall(b"$c#63")
                 written = threading.Event()
 
@@ -313,5 +390,5 @@ word: .long 0
                 said.append(client.next())
 
         run_beside(guest.hypervisor, work)
-    assert b"0x00000000 -> 0x00000005, from outside" in said[0]
+    assert b"0x00000001 -> 0x00000005, between two turns" in said[0]
     assert said[1] == b"T05thread:1;watch:%x;" % word

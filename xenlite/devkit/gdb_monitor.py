@@ -239,7 +239,7 @@ def _change(control: Control, domid: int, vcpu: int, change: Change) -> str:
     who = {
         Writer.INSTRUCTION: f"by the instruction at {place}",
         Writer.HYPERVISOR: f"by the hypervisor, in the trap of the instruction at {place}",
-        Writer.OUTSIDE: "from outside: by a backend, another domain or a debugger",
+        Writer.OUTSIDE: "between two turns: by xenlite, a backend or another domain",
     }[change.writer]
     return f"{at}: {old:#0{digits + 2}x} -> {new:#0{digits + 2}x}, {who}"
 

@@ -204,7 +204,7 @@ class Engine:
         assert context.value is not None
         self.context: int = context.value
         check(gil.uc_context_save(self.handle, self.context), "uc_context_save")
-        self._kept: list[object] = []
+        self._kept: dict[int, object] = {}
 
     def close(self) -> None:
         """Free the engine; its RAM must still be mapped."""
@@ -299,7 +299,7 @@ class Engine:
         of any kind makes stores to the pages it covers 45 times slower
         (shown by test_a_store_through_an_nx_alias_is_stale_until_the_tlb_is_flushed).
         """
-        self._kept.append(callback)
+        self._kept[id(callback)] = callback
         handle = c_void_p()
         address = callback if isinstance(callback, int) else ctypes.cast(callback, c_void_p)
         check(
@@ -317,7 +317,7 @@ class Engine:
 
     def keep(self, *objects: object) -> None:
         """Keep what hooks point to alive until ``close``."""
-        self._kept.extend(objects)
+        self._kept.update((id(one), one) for one in objects)
 
     # Beyond the API: each of these may fail, and has a fallback
 
