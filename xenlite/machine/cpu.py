@@ -115,6 +115,7 @@ _TSS_LIMIT: Final = 0x67
 _DR7_ARMED: Final = 0xE0002
 """DR0 watches a port, four bytes wide, globally."""
 _INTEGER_STATE: Final = slice(0, 4 * HFLAGS)
+_GENERAL_STATE: Final = slice(0, 4 * EFLAGS)  # what comes before the flags
 _DEBUG_STATE: Final = slice(4 * DR0, 4 * DR7 + 8)
 
 _FLUSH_PAGE: Final = 1
@@ -658,8 +659,12 @@ class Cpu:
                 return error
 
     def _run_one(self) -> int:
-        """Run one instruction; a kick may come before it, and then it is tried again."""
-        before = bytes(self.regs8[_INTEGER_STATE])
+        """Run one instruction; a kick may come before it, and then it is tried again.
+
+        No registers and no EIP changed means that none was run, or one that may be run twice. How
+        the flags are kept may change all the same.
+        """
+        before = bytes(self.regs8[_GENERAL_STATE])
         while True:
             self._kicked[0] = 0
             if not self.is_live:
@@ -667,7 +672,7 @@ class Cpu:
             error: int = self._emu_start(self._handle, self.regs[EIP], _NO_EXIT, 0, 1)
             if not self.is_live:
                 self._save()
-            if not self._kicked[0] or error or before != self.regs8[_INTEGER_STATE]:
+            if not self._kicked[0] or error or before != self.regs8[_GENERAL_STATE]:
                 return error
 
     def _deliver_pending(self) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -84,11 +85,24 @@ def test_a_step_over_what_traps_ends_behind_the_trap(guest: BareMachine) -> None
     assert seen == ["128", "ud", "port", "sysenter", "14"]
 
 
-def test_a_kick_does_not_eat_a_step(guest: BareMachine) -> None:
-    guest.load("inc eax; inc eax; int 0x82")
-    guest.cpu.kick()
-    assert steps(guest, 1) == [1]
-    assert guest.regs[EAX] == 1
+def test_kicks_do_not_eat_steps(guest: BareMachine) -> None:
+    """A kick stops a run at the next block, and each step begins one."""
+    guest.load("again: inc eax; cmp eax, 0; jmp again")
+    is_over = threading.Event()
+
+    def kick() -> None:
+        while not is_over.is_set():
+            guest.cpu.kick()
+
+    kicker = threading.Thread(target=kick)
+    kicker.start()
+    try:
+        eips = steps(guest, 300)
+    finally:
+        is_over.set()
+        kicker.join()
+    assert eips == [1, 4, 0] * 100
+    assert guest.regs[EAX] == 100
 
 
 def test_a_breakpoint_stops_before_its_instruction_and_is_gone_when_cleared(
