@@ -411,6 +411,9 @@ class DomainDebugger:
         target, current = self._vcpu(vcpu), self._domain.current
         if not target.has_registers:
             raise Refused(EINVAL, "debug.vcpu-has-not-run", vcpu)
+        if target is current:
+            yield
+            return
         self._make_current(target)
         try:
             yield

@@ -70,6 +70,7 @@ UC_X86_INS_SYSENTER: Final = 700
 
 IntrCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 VectorCallback: Final = ctypes.CFUNCTYPE(None)
+TrapStub: Final = ctypes.PYFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 """The same call, its arguments left unread."""
 CallCallback: Final = ctypes.CFUNCTYPE(c_int64, *(c_uint32,) * 6)
 """A hypercall, its registers as arguments; a negative answer leaves EAX alone."""
@@ -84,6 +85,7 @@ CodeCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_voi
 AccessCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_uint64, c_int, c_int64, c_void_p)
 
 NO_VECTOR: Final = 0xFFFFFFFF
+NO_CALL: Final = 0xFFFFFFFF
 """No ``int n`` is a hypercall."""
 
 TCG_BUFFER_SIZE_BYTES: Final = 32 << 20
@@ -390,9 +392,8 @@ _WATCH_STUB: Final = bytes.fromhex(
 def native_stubs() -> tuple[int, int, int] | None:
     """Make the stubs of blocks, interrupts and watched words executable.
 
-    None on a host they are not made for.
-
-    Returns their addresses; both live as long as the process.
+    Returns their addresses, which live as long as the process; None on a host they are not made
+    for.
     """
     if platform.machine() != "x86_64":
         return None
@@ -459,11 +460,11 @@ class TrapTable(ctypes.Structure):
 
     _fields_ = (
         ("handlers", c_void_p * 256),
-        ("default", c_void_p),
+        ("upcall", c_void_p),
         ("old_exception", c_void_p),
         ("state", c_void_p),
         ("call", c_void_p),
-        ("upcall", c_void_p),
+        ("default", c_void_p),
         ("upcall_word", c_void_p),
         ("cpu", c_void_p),
         ("flush_all", c_void_p),
@@ -479,11 +480,14 @@ class TrapTable(ctypes.Structure):
         ("invalidate", c_void_p),
         ("memory", c_void_p),
         ("slot", c_uint64),
-        ("ways", c_void_p * (1 + 2 * 256)),  # the one back; in by vector, from ring 3 and ring 1
+        ("hold", c_uint32),
+        ("return_call", c_uint32),
+        # Back to ring 3 and within ring 1; in by vector, the upcall last, from ring 3 and ring 1.
+        ("ways", c_void_p * (2 + 2 * 257)),
     )
 
     def __init__(self, clock: int = 0) -> None:
-        super().__init__(call_vector=NO_VECTOR, clock=clock)
+        super().__init__(call_vector=NO_VECTOR, return_call=NO_CALL, clock=clock)
         self.watch_nothing()
 
     def watch_nothing(self) -> None:
@@ -491,5 +495,7 @@ class TrapTable(ctypes.Structure):
         self.upcall_word = ctypes.addressof(self) + TrapTable.nothing_pending.offset
 
 
+assert TrapTable.upcall.offset == 0x800
 assert TrapTable.trail_next.offset == 0x858
-assert TrapTable.ways.offset == 0x890
+assert TrapTable.hold.offset == 0x890
+assert TrapTable.ways.offset == 0x898
