@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from xenlite import inspection
 from xenlite.abi.x86_32p import (
     EBUSY,
     EEXIST,
@@ -43,16 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenlite.core.vcpu import Vcpu
+    from xenlite.debug_doors import DebugStop
     from xenlite.debugger import DomainDebugger
-    from xenlite.doors import (
-        DebugStop,
-        FrameInfo,
-        GrantInfo,
-        HypercallRecord,
-        PortInfo,
-        TableEntry,
-        VcpuInfo,
-    )
     from xenlite.hypervisor import Hypervisor
 
 
@@ -261,34 +252,6 @@ class ControlDoor:
     def attach_debugger(self, domid: int, on_stop: Callable[[DebugStop], None]) -> DomainDebugger:
         """Hold a domain for a debugger, the only one; ``on_stop`` hears of each stop."""
         return self._hypervisor.attach_debugger(self._guest(domid), on_stop)
-
-    def vcpus(self, domid: int) -> list[VcpuInfo]:
-        """Tell what each vCPU does."""
-        return inspection.vcpus(self._guest(domid))
-
-    def walk(self, domid: int, vcpu: int, vaddr: int) -> list[TableEntry]:
-        """Follow the vCPU's page tables as far as they lead, from the top."""
-        return inspection.walk(self._vcpu(domid, vcpu), vaddr)
-
-    def frame_of(self, domid: int, pfn: int) -> int | None:
-        """Return the mfn that the machine-to-phys table gives this pfn of the domain, if any."""
-        return inspection.frame_of(self._guest(domid), pfn)
-
-    def frame(self, mfn: int) -> FrameInfo:
-        """Tell all about one frame; finds who maps it by looking at every L1 table."""
-        return inspection.frame(self._hypervisor.machine, mfn)
-
-    def ports(self, domid: int) -> list[PortInfo]:
-        """List the open event ports."""
-        return inspection.ports(self._domain(domid))
-
-    def grants(self, domid: int) -> list[GrantInfo]:
-        """List the grant entries that offer something or are mapped."""
-        return inspection.grants(self._domain(domid))
-
-    def hypercalls(self, domid: int) -> list[HypercallRecord]:
-        """Return the last hypercalls, oldest first."""
-        return inspection.hypercalls(self._guest(domid))
 
     # -- looking ------------------------------------------------------------------------------
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One debugger's hold on one domain (``doors.Debugger``).
+"""One debugger's hold on one domain (``debug_doors.Debugger``).
 
 States, by ``domain.held``, ``domain.stepping`` and ``stop``::
 
@@ -20,16 +20,22 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from xenlite import inspection
 from xenlite.abi.x86_32p import EBUSY, EINVAL, ENOENT, ESRCH
 from xenlite.core.watchpoints import Watchpoint, Watchpoints
-from xenlite.doors import (
+from xenlite.debug_doors import (
     Access,
     Change,
     DebugStop,
-    HypercallRecord,
+    FrameInfo,
+    GrantInfo,
+    PortInfo,
     StopKind,
+    TableEntry,
+    VcpuInfo,
     Writer,
 )
+from xenlite.doors import HypercallRecord
 from xenlite.errors import DomainCrash, Refused
 from xenlite.hypercalls.restart import Handler, Restart
 from xenlite.hypercalls.table import TABLE_SIZE
@@ -83,7 +89,7 @@ _INT: Final = 0xCD
 
 
 class DomainDebugger:
-    """Implement ``doors.Debugger``, and what the run loop calls while one is attached."""
+    """Implement ``debug_doors.Debugger``, and what the run loop calls while one is attached."""
 
     def __init__(
         self,
@@ -225,6 +231,34 @@ class DomainDebugger:
         with self._registers_of(vcpu):
             self._cpu.load_fpu(image)
 
+    def vcpus(self) -> list[VcpuInfo]:
+        """Tell what each vCPU does."""
+        return inspection.vcpus(self._domain)
+
+    def walk(self, vcpu: int, vaddr: int) -> list[TableEntry]:
+        """Follow the vCPU's page tables as far as they lead, from the top."""
+        return inspection.walk(self._vcpu(vcpu), vaddr)
+
+    def frame_of(self, pfn: int) -> int | None:
+        """Return the mfn that the machine-to-phys table gives this pfn of the domain, if any."""
+        return inspection.frame_of(self._domain, pfn)
+
+    def frame(self, mfn: int) -> FrameInfo:
+        """Tell all about one frame; finds who maps it by looking at every L1 table."""
+        return inspection.frame(self._domain.machine, mfn)
+
+    def ports(self) -> list[PortInfo]:
+        """List the open event ports."""
+        return inspection.ports(self._domain)
+
+    def grants(self) -> list[GrantInfo]:
+        """List the grant entries that offer something or are mapped."""
+        return inspection.grants(self._domain)
+
+    def hypercalls(self) -> list[HypercallRecord]:
+        """Return the last hypercalls, oldest first."""
+        return inspection.hypercalls(self._domain)
+
     # -- what the run loop calls --------------------------------------------------------------
 
     def enter(self, blocks: int) -> None:
@@ -307,11 +341,13 @@ class DomainDebugger:
     def _step(self, blocks: int) -> None:
         """Make one instruction; a store to a page table that is emulated takes two runs."""
         cells, cpu = self._watchpoints.cells, self._cpu
+        is_emulated = False
         self._breakpoints.are_quiet = True
         cpu.hold_upcalls(held=True)
         try:
             cpu.step(blocks)
             while self._page_writes.is_stepping:
+                is_emulated = True
                 if self._watchpoints:
                     self._watchpoints.settle_tables_only()
                 cpu.step(blocks)
@@ -319,7 +355,7 @@ class DomainDebugger:
             cpu.hold_upcalls(held=False)
             self._breakpoints.are_quiet = False
         if self._watchpoints and cells.have_changed():
-            self._note_change(self._writer())
+            self._note_change(Writer.HYPERVISOR if is_emulated else self._writer())
 
     def _note_change(self, writer: Writer) -> None:
         eip = self._watchpoints.cells.last_eip

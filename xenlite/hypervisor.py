@@ -53,8 +53,8 @@ from xenlite.traps import TrapParts, make_route
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.core.vcpu import Vcpu
+    from xenlite.debug_doors import DebugStop
     from xenlite.debugger import DomainDebugger
-    from xenlite.doors import DebugStop
     from xenlite.hypercalls.restart import Handler
     from xenlite.machine.clock import Clock
 

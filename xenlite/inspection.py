@@ -10,7 +10,8 @@ from xenlite.abi.x86_32p import (
     SHARED_INFO_EVTCHN_MASK,
     SHARED_INFO_EVTCHN_PENDING,
 )
-from xenlite.doors import FrameInfo, GrantInfo, HypercallRecord, PortInfo, TableEntry, VcpuInfo
+from xenlite.debug_doors import FrameInfo, GrantInfo, PortInfo, TableEntry, VcpuInfo
+from xenlite.doors import HypercallRecord
 from xenlite.errors import Refused
 from xenlite.machine.frames import FrameType
 from xenlite.machine.memory import PAGE_SHIFT

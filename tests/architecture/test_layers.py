@@ -19,27 +19,28 @@ MICROHYPERVISOR = frozenset(
     | {"debugger", "inspection"}
 )
 # What a process holds of the microhypervisor only once a debugger has attached.
-FOR_DEBUGGERS = ("debugger.py", "core/watchpoints.py", "machine/probes.py")
+FOR_DEBUGGERS = ("debugger.py", "inspection.py", "core/watchpoints.py", "machine/probes.py")
 BASE = frozenset({"abi", "errors"})
 # What each room may import besides itself. `xenlite` itself stands for the version.
 MAY_IMPORT: dict[str, frozenset[str]] = {
     "abi": frozenset(),
     "errors": frozenset(),
-    "doors": BASE,
+    "doors": BASE | {"debug_doors"},
+    "debug_doors": BASE | {"doors"},
     "machine": BASE,
     "core": BASE | {"machine"},
     "hypercalls": BASE | {"machine", "core"},
     "registers": BASE | {"machine", "core"},
     "traps": BASE | {"machine", "core", "hypercalls"},
     "link": BASE | {"machine", "core", "doors", "hypervisor"},
-    "inspection": BASE | {"machine", "core", "doors"},
-    "debugger": BASE | {"machine", "core", "doors", "hypercalls"},
+    "inspection": BASE | {"machine", "core", "doors", "debug_doors"},
+    "debugger": BASE | {"machine", "core", "doors", "debug_doors", "hypercalls", "inspection"},
     "control": BASE
-    | {"machine", "core", "doors", "hypervisor", "registers", "inspection", "debugger"},
-    "hypervisor": BASE | MICROHYPERVISOR | {"doors"},
+    | {"machine", "core", "doors", "debug_doors", "hypervisor", "registers", "debugger"},
+    "hypervisor": BASE | MICROHYPERVISOR | {"doors", "debug_doors"},
     "dom0": BASE | {"doors"},
     "toolstack": BASE | {"doors", "dom0"},
-    "devkit": BASE | {"doors"},
+    "devkit": BASE | {"doors", "debug_doors"},
     "cli": BASE | {"doors", "dom0", "toolstack", "devkit", "hypervisor", "machine"},
 }
 # The one place that knows both sides of the doors.
@@ -124,8 +125,8 @@ def test_the_microhypervisor_stays_small() -> None:
         is_base = room in MICROHYPERVISOR and relative.as_posix() not in FOR_DEBUGGERS
         if is_base and path.name != "trap_stub.py":
             lines += lines_of(path)
-    assert lines < 9400
-    assert sum(lines_of(PACKAGE / name) for name in FOR_DEBUGGERS) < 800
+    assert lines < 9300
+    assert sum(lines_of(PACKAGE / name) for name in FOR_DEBUGGERS) < 1000
 
 
 def test_what_is_for_debuggers_is_not_loaded_without_one() -> None:

@@ -15,7 +15,8 @@ from xenlite.errors import Refused
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from xenlite.doors import Control, Debugger, DebugStop
+    from xenlite.debug_doors import Debugger, DebugStop
+    from xenlite.doors import Control
 
 
 class GdbListeners:

@@ -15,13 +15,15 @@ from xenlite.abi.x86_32p import (
     VIRQ_NAMES,
     GTF_readonly,
 )
-from xenlite.doors import HypercallRecord, StopKind, Writer
+from xenlite.debug_doors import StopKind, Writer
+from xenlite.doors import HypercallRecord
 from xenlite.errors import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from xenlite.doors import Change, Control, Debugger, DebugStop
+    from xenlite.debug_doors import Change, Debugger, DebugStop
+    from xenlite.doors import Control
 
 HELP: Final = """\
 domain                      the domain, and what it does
@@ -102,7 +104,7 @@ class Monitor:
 
     def _vcpus(self, _words: Sequence[str], _vcpu: int) -> str:
         lines = []
-        for one in self._control.vcpus(self._domid):
+        for one in self._debugger.vcpus():
             events = "pending" if one.upcall_pending else "none pending"
             mask = "masked" if one.upcall_masked else "not masked"
             line = f"vcpu {one.vcpu}: {one.state}, events {events}, {mask}"
@@ -114,7 +116,7 @@ class Monitor:
         return _lines(lines)
 
     def _walk(self, words: Sequence[str], vcpu: int) -> str:
-        steps = self._control.walk(self._domid, vcpu, _address(words))
+        steps = self._debugger.walk(vcpu, _address(words))
         lines = [
             f"L{step.level} entry at {step.maddr:#010x}: {_entry(step.entry)}" for step in steps
         ]
@@ -122,11 +124,11 @@ class Monitor:
 
     def _p2m(self, words: Sequence[str], _vcpu: int) -> str:
         pfn = _address(words)
-        mfn = self._control.frame_of(self._domid, pfn)
+        mfn = self._debugger.frame_of(pfn)
         return f"pfn {pfn:#x}: " + ("none\n" if mfn is None else f"mfn {mfn:#x}\n")
 
     def _frame(self, words: Sequence[str], _vcpu: int) -> str:
-        info = self._control.frame(_address(words))
+        info = self._debugger.frame(_address(words))
         owner = _OWNERS.get(info.owner, f"domain {info.owner}")
         pinned = ", pinned" if info.is_pinned else ""
         return _lines(
@@ -139,7 +141,7 @@ class Monitor:
 
     def _ports(self, _words: Sequence[str], _vcpu: int) -> str:
         lines = []
-        for port in self._control.ports(self._domid):
+        for port in self._debugger.ports():
             end = {
                 "interdomain": f" with domain {port.remote} port {port.remote_port}",
                 "unbound": f" for domain {port.remote}",
@@ -154,12 +156,12 @@ class Monitor:
             f"grant {one.ref}: mfn {one.mfn:#x} to domain {one.to},"
             f" {'read-only' if one.flags & GTF_readonly else 'writable'},"
             f" mapped {one.mappings} times, {one.writable_mappings} for writing"
-            for one in self._control.grants(self._domid)
+            for one in self._debugger.grants()
         ]
         return _lines(lines) if lines else "no grants\n"
 
     def _log(self, words: Sequence[str], _vcpu: int) -> str:
-        records = self._control.hypercalls(self._domid)
+        records = self._debugger.hypercalls()
         if words:
             records = records[-max(_number(words[0], 10), 1) :]
         return _lines([f"{call(one)}{_result(one.result)}" for one in records]) or "none\n"

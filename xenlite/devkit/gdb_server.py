@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import EFAULT, EINVAL
+from xenlite.debug_doors import Access, DebugStop, StopKind
 from xenlite.devkit import gdb_monitor
 from xenlite.devkit.gdb_packets import (
     MAX_PACKET_BYTES,
@@ -26,11 +27,11 @@ from xenlite.devkit.gdb_packets import (
     encode,
 )
 from xenlite.devkit.gdb_target import Registers, target_xml
-from xenlite.doors import Access, DebugStop, StopKind
 from xenlite.errors import Refused
 
 if TYPE_CHECKING:
-    from xenlite.doors import Control, Debugger
+    from xenlite.debug_doors import Debugger
+    from xenlite.doors import Control
 
 _SIGINT, _SIGTRAP, _SIGABRT = 2, 5, 6
 _SIGNALS: Final = {StopKind.ASKED: _SIGINT, StopKind.CRASH: _SIGABRT}
@@ -202,7 +203,7 @@ class GdbSession:
     # -- threads ------------------------------------------------------------------------------
 
     def _threads(self) -> list[int]:
-        return [one.vcpu for one in self._control.vcpus(self._domid) if one.has_registers]
+        return [one.vcpu for one in self._debugger.vcpus() if one.has_registers]
 
     def _thread(self, text: bytes) -> int:
         """Return the vCPU of a thread; any, for gdb's words for any."""
@@ -320,7 +321,7 @@ class GdbSession:
         return b""
 
     def _thread_info(self, vcpu: int) -> str:
-        info = self._control.vcpus(self._domid)[vcpu]
+        info = self._debugger.vcpus()[vcpu]
         return f"vcpu {vcpu}, {info.state}"
 
     def _command(self, text: bytes) -> bytes:

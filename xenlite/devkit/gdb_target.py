@@ -17,7 +17,8 @@ from xenlite.errors import Refused
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from xenlite.doors import Control, Debugger
+    from xenlite.debug_doors import Debugger
+    from xenlite.doors import Control
 
 
 @dataclass(frozen=True, slots=True)
