@@ -173,11 +173,14 @@ def test_gdb_drives_gnu_mach() -> None:
             watch -location *(unsigned*)($esp - 4)
             continue
             delete
+            monitor break-hypercall sched_op_compat
+            continue
+            monitor log 1
+            monitor break-hypercall none
             python import os, signal, threading
-            python threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT)).start()
+            python threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             continue
             monitor vcpus
-            monitor log 1
             """
         )
     assert "before set_trap_table(" in said, said
@@ -187,7 +190,7 @@ def test_gdb_drives_gnu_mach() -> None:
     assert "by the instruction at" in said
     assert "Program received signal SIGINT" in said
     assert "vcpu 0: " in said
-    assert "sched_op" in said
+    assert "before sched_op_compat(cmd=0x0" in said
 
 
 @pytest.mark.skipif(
