@@ -34,6 +34,7 @@ set confirm off
 set architecture i386
 set tcp auto-retry off
 python
+import os, signal, threading
 class Try(gdb.Command):
     def __init__(self):
         super().__init__("try", gdb.COMMAND_USER)
@@ -43,9 +44,22 @@ class Try(gdb.Command):
         except gdb.error as error:
             print(f"error: {error}")
 Try()
+class InterruptNext(gdb.Command):
+    def __init__(self):
+        super().__init__("interrupt-next", gdb.COMMAND_USER)
+    def invoke(self, line, from_tty):
+        gdb.events.cont.connect(self.resumed)
+    def resumed(self, event):
+        gdb.events.cont.disconnect(self.resumed)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+InterruptNext()
 end
 """
-"""What every script begins with; ``try COMMAND`` goes on after an error, which ends others."""
+"""What every script begins with.
+
+``try COMMAND`` goes on after an error, which ends other scripts; ``interrupt-next`` types Ctrl-C a
+little after the guest is let run the next time.
+"""
 
 
 @contextmanager

@@ -85,8 +85,7 @@ def test_ctrl_c_stops_a_loop_and_gdb_ends_it() -> None:
         said = run_gdb(
             guest,
             """
-            python import os, signal, threading
-            python threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            interrupt-next
             continue
             printf "counts %d\\n", *(int*){counter} > 0
             set *(int*){leave} = 1
@@ -335,6 +334,79 @@ victim: .space 4096
         assert not guest.word("flags") & 0x100
     assert "stored 1, eflags 0" in said
     assert re.search(r"L1 entry at 0x[0-9a-f]+: 0x0000000000000000", said), said
+
+
+def test_a_breakpoint_holds_in_code_that_the_guest_writes_anew() -> None:
+    source = """
+    call function
+    mov byte ptr [function + 1], 2
+    call function
+    FINISH 0
+function:
+    mov eax, 1
+function_end:
+    ret
+"""
+    with made(source) as guest:
+        said = run_gdb(
+            guest,
+            """
+            break *{function}
+            break *{function_end}
+            continue
+            continue
+            printf "eax %d\\n", $eax
+            continue
+            printf "again %d\\n", $eip == {function}
+            continue
+            printf "eax %d\\n", $eax
+            continue
+            """,
+        )
+    assert "eax 1\n" in said
+    assert "again 1" in said
+    assert "eax 2\n" in said
+    assert "exited normally" in said
+
+
+def test_a_guest_that_steps_itself_is_stepped_like_any() -> None:
+    """Its own trap flag takes it to its handler after each instruction; gdb's steps show that."""
+    source = """
+    SET_TRAPS traps
+    pushfd
+    or dword ptr [esp], EFLAGS_TF
+    popfd
+traced:
+    nop
+behind:
+    nop
+    FINISH 1
+handler:
+    inc dword ptr [count]
+    and dword ptr [esp + 8], ~EFLAGS_TF
+    iretd
+.data
+count: .long 0
+""" + traps("1, 0, handler")
+    with made(source) as guest:
+        said = run_gdb(
+            guest,
+            """
+            break *{traced}
+            continue
+            delete
+            stepi
+            printf "handler %d, pushed %d\\n", $eip == {handler}, *(int*)$esp == {behind}
+            stepi
+            stepi
+            stepi
+            printf "back %d, count %d\\n", $eip == {behind}, *(int*){count}
+            continue
+            """,
+        )
+    assert "handler 1, pushed 1" in said
+    assert "back 1, count 1" in said
+    assert "exited with code 021" in said, said
 
 
 def test_each_vcpu_is_a_thread_and_a_step_moves_one() -> None:

@@ -177,8 +177,7 @@ def test_gdb_drives_gnu_mach() -> None:
             continue
             monitor log 1
             monitor break-hypercall none
-            python import os, signal, threading
-            python threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            interrupt-next
             continue
             monitor vcpus
             """
