@@ -18,10 +18,11 @@ resumed.
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenlite import inspection
-from xenlite.abi.x86_32p import EBUSY, EINVAL, ENOENT, ESRCH
+from xenlite.abi.x86_32p import EBUSY, EINVAL, ESRCH
 from xenlite.core.watchpoints import Watchpoint, Watchpoints
 from xenlite.debug_doors import (
     Access,
@@ -37,8 +38,7 @@ from xenlite.debug_doors import (
 )
 from xenlite.doors import HypercallRecord
 from xenlite.errors import DomainCrash, Refused
-from xenlite.hypercalls.restart import Handler, Restart
-from xenlite.hypercalls.table import TABLE_SIZE
+from xenlite.hypercalls.breaks import CallBreaks
 from xenlite.machine.probes import Breakpoints
 from xenlite.machine.trap import (
     EAX,
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from xenlite.core.page_writes import PageWrites
     from xenlite.core.vcpu import Vcpu
     from xenlite.doors import Refusal
+    from xenlite.hypercalls.restart import Arguments, Handler
     from xenlite.machine.cpu import Cpu
 
 _GENERAL: Final = {
@@ -88,33 +89,37 @@ _FXSAVE_SIZE_BYTES: Final = 512
 _INT: Final = 0xCD
 
 
+@dataclass(frozen=True, slots=True)
+class RunParts:
+    """What the run loop lends a debugger of one domain.
+
+    ``table`` is its hypercalls, ``make_current`` gives the engine to a vCPU, ``crash`` makes a
+    crash that was kept back, and ``forget`` is called when the debugger leaves.
+    """
+
+    cpu: Cpu
+    page_writes: PageWrites
+    table: list[Handler]
+    make_current: Callable[[Vcpu], None]
+    crash: Callable[[DomainCrash], None]
+    forget: Callable[[], None]
+
+
 class DomainDebugger:
     """Implement ``debug_doors.Debugger``, and what the run loop calls while one is attached."""
 
     def __init__(
-        self,
-        domain: Domain,
-        cpu: Cpu,
-        page_writes: PageWrites,
-        table: list[Handler],
-        make_current: Callable[[Vcpu], None],
-        crash: Callable[[DomainCrash], None],
-        on_detach: Callable[[], None],
-        on_stop: Callable[[DebugStop], None],
+        self, domain: Domain, parts: RunParts, on_stop: Callable[[DebugStop], None]
     ) -> None:
-        """Hold the domain. ``table`` is its hypercalls; ``crash`` makes a crash that was kept."""
+        """Hold the domain."""
         self._domain = domain
-        self._cpu = cpu
-        self._page_writes = page_writes
-        self._table = table
-        self._make_current = make_current
-        self._crash = crash
-        self._on_detach = on_detach
+        self._parts = parts
+        self._cpu = cpu = parts.cpu
+        self._page_writes = parts.page_writes
         self._on_stop = on_stop
         self._breakpoints = Breakpoints(cpu)
         self._watchpoints = Watchpoints(domain, cpu)
-        self._originals: dict[int, Handler] = {}
-        self._let_through: tuple[int, int, int, int] | None = None
+        self._call_breaks = CallBreaks(domain, parts.table, self._before_call)
         self._noted: DebugStop | None = None
         self._kept_crash: DomainCrash | None = None
         self._wants_refusals = False
@@ -189,14 +194,7 @@ class DomainDebugger:
     def break_on_hypercalls(self, numbers: Collection[int]) -> None:
         """Stop before each of these hypercalls is made; the set replaces the last one."""
         self._check_attached()
-        for number in numbers:
-            if not 0 <= number < TABLE_SIZE:
-                raise Refused(ENOENT, "debug.no-such-hypercall", number)
-        for number, handler in self._originals.items():
-            self._table[number] = handler
-        self._originals = {number: self._table[number] for number in numbers}
-        for number, handler in self._originals.items():
-            self._table[number] = self._stopping_at(number, handler)
+        self._call_breaks.set(numbers)
 
     def break_on_refusals(self, *, wanted: bool) -> None:
         """Stop behind each hypercall that is refused, or no more."""
@@ -233,31 +231,32 @@ class DomainDebugger:
 
     def vcpus(self) -> list[VcpuInfo]:
         """Tell what each vCPU does."""
-        return inspection.vcpus(self._domain)
+        return inspection.vcpus(self._attached())
 
     def walk(self, vcpu: int, vaddr: int) -> list[TableEntry]:
         """Follow the vCPU's page tables as far as they lead, from the top."""
+        self._check_attached()
         return inspection.walk(self._vcpu(vcpu), vaddr)
 
     def frame_of(self, pfn: int) -> int | None:
         """Return the mfn that the machine-to-phys table gives this pfn of the domain, if any."""
-        return inspection.frame_of(self._domain, pfn)
+        return inspection.frame_of(self._attached(), pfn)
 
     def frame(self, mfn: int) -> FrameInfo:
         """Tell all about one frame; finds who maps it by looking at every L1 table."""
-        return inspection.frame(self._domain.machine, mfn)
+        return inspection.frame(self._attached().machine, mfn)
 
     def ports(self) -> list[PortInfo]:
         """List the open event ports."""
-        return inspection.ports(self._domain)
+        return inspection.ports(self._attached())
 
     def grants(self) -> list[GrantInfo]:
         """List the grant entries that offer something or are mapped."""
-        return inspection.grants(self._domain)
+        return inspection.grants(self._attached())
 
     def hypercalls(self) -> list[HypercallRecord]:
         """Return the last hypercalls, oldest first."""
-        return inspection.hypercalls(self._domain)
+        return inspection.hypercalls(self._attached())
 
     # -- what the run loop calls --------------------------------------------------------------
 
@@ -396,31 +395,10 @@ class DomainDebugger:
         except Refused:
             return False
 
-    def _stopping_at(self, number: int, handler: Handler) -> Handler:
-        """Wrap a hypercall: the first time it is called again, the second time it is made.
-
-        The same call is known by vCPU, place and stack, so that what a handler of an event calls
-        in between is not taken for it.
-        """
-        regs = self._cpu.regs
-
-        def call(*arguments: int) -> int:
-            vcpu = self._domain.current
-            key = (vcpu.id, regs[EIP], regs[ESP], number)
-            if self._let_through == key:
-                self._let_through = None
-                try:
-                    return handler(*arguments)
-                except Restart:
-                    self._let_through = key
-                    raise
-            self._let_through = key
-            record = HypercallRecord(number, _five(arguments), None)
-            self._note(DebugStop(StopKind.HYPERCALL, vcpu.id, hypercall=record))
-            self._cpu.stop()
-            raise Restart(_five(arguments))
-
-        return call
+    def _before_call(self, number: int, arguments: Arguments) -> None:
+        record = HypercallRecord(number, arguments, None)
+        self._note(DebugStop(StopKind.HYPERCALL, self._domain.current.id, hypercall=record))
+        self._cpu.stop()
 
     # -- holding ------------------------------------------------------------------------------
 
@@ -432,13 +410,13 @@ class DomainDebugger:
         self.stop = None
         crash, self._kept_crash = self._kept_crash, None
         if crash is not None:
-            self._crash(crash)
+            self._parts.crash(crash)
             self.report()
 
     def _leave(self) -> None:
         self._is_over = True
         self._domain.held, self._domain.stepping = False, None
-        self._on_detach()
+        self._parts.forget()
 
     @contextmanager
     def _registers_of(self, vcpu: int) -> Iterator[None]:
@@ -450,16 +428,20 @@ class DomainDebugger:
         if target is current:
             yield
             return
-        self._make_current(target)
+        self._parts.make_current(target)
         try:
             yield
         finally:
-            self._make_current(current)
+            self._parts.make_current(current)
 
     def _vcpu(self, vcpu: int) -> Vcpu:
         if not 0 <= vcpu < len(self._domain.vcpus):
             raise Refused(EINVAL, "control.no-such-vcpu", vcpu)
         return self._domain.vcpus[vcpu]
+
+    def _attached(self) -> Domain:
+        self._check_attached()
+        return self._domain
 
     def _check_attached(self) -> None:
         if self._is_over:
@@ -469,8 +451,3 @@ class DomainDebugger:
         self._check_attached()
         if self.stop is None or self.stop.kind is StopKind.ENDED:
             raise Refused(EBUSY, "debug.not-held", self._domain.domid)
-
-
-def _five(arguments: tuple[int, ...]) -> tuple[int, int, int, int, int]:
-    a, b, c, d, e = arguments
-    return a, b, c, d, e

@@ -253,7 +253,7 @@ class Hypervisor:
         self, domain: Domain, on_stop: Callable[[DebugStop], None]
     ) -> DomainDebugger:
         """Hold a domain for a debugger; Refused(EBUSY) where it has one."""
-        from xenlite.debugger import DomainDebugger  # no start of a domain waits for it
+        from xenlite.debugger import DomainDebugger, RunParts  # no start of a domain waits for it
 
         guest = self._guests[domain.domid]
         if guest.debugger is not None:
@@ -262,16 +262,15 @@ class Hypervisor:
         def forget() -> None:
             guest.debugger = None
 
-        guest.debugger = DomainDebugger(
-            domain,
-            guest.cpu,
-            guest.parts.page_writes,
-            guest.table,
+        parts = RunParts(
+            cpu=guest.cpu,
+            page_writes=guest.parts.page_writes,
+            table=guest.table,
             make_current=guest.make_current,
             crash=lambda crash: self._crash(domain, crash),
-            on_detach=forget,
-            on_stop=on_stop,
+            forget=forget,
         )
+        guest.debugger = DomainDebugger(domain, parts, on_stop)
         return guest.debugger
 
     def wrote_for_debugger(self, domid: int) -> None:

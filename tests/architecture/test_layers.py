@@ -19,7 +19,13 @@ MICROHYPERVISOR = frozenset(
     | {"debugger", "inspection"}
 )
 # What a process holds of the microhypervisor only once a debugger has attached.
-FOR_DEBUGGERS = ("debugger.py", "inspection.py", "core/watchpoints.py", "machine/probes.py")
+FOR_DEBUGGERS = (
+    "debugger.py",
+    "inspection.py",
+    "hypercalls/breaks.py",
+    "core/watchpoints.py",
+    "machine/probes.py",
+)
 BASE = frozenset({"abi", "errors"})
 # What each room may import besides itself. `xenlite` itself stands for the version.
 MAY_IMPORT: dict[str, frozenset[str]] = {

@@ -9,6 +9,7 @@ import threading
 from tests.support.gdb import RawClient, listening, needs_gdb, run_beside, run_gdb
 from tests.support.guest import KERNEL_AND_PROGRAM, made, traps
 from tests.support.guests import SMP
+from xenlite import inspection
 
 ONE_STORE_IN_MANY = """
     mov ecx, 20000
@@ -293,6 +294,59 @@ user_next:
     assert "store 1" in said
     assert "pushed 1, word 1" in said
     assert f"in the trap of the instruction at {symbols['user_next']:#x} (int 0x80)" in said
+
+
+@needs_gdb
+def test_a_page_table_that_is_watched_is_written_by_the_hypervisor() -> None:
+    """Once in a run and once in a step; while the store is emulated its page leads elsewhere."""
+    source = """
+    mov ebx, VMASST_CMD_enable
+    mov ecx, VMASST_TYPE_writable_pagetables
+    XEN vm_assist
+    mov edi, [table]
+store:
+    mov dword ptr [edi], 0
+stored:
+    mov eax, [entry]
+second:
+    mov dword ptr [edi], eax
+restored:
+    FINISH 0
+.data
+table: .long 0
+entry: .long 0
+.p2align 12
+victim: .space 4096
+"""
+    with made(source) as guest:
+        step = inspection.walk(guest.domain.current, guest.symbols["victim"])[2]
+        control, domid = guest.control, guest.domid
+        place = next(
+            vaddr + (step.maddr & 0xFFF)
+            for vaddr in range(0xC0000000, 0xC0400000, 4096)
+            if control.translate(domid, 0, vaddr) == step.maddr & ~0xFFF
+        )
+        for label, word in (("table", place), ("entry", step.entry & 0xFFFFFFFF)):
+            control.write_virtual(domid, 0, guest.symbols[label], word.to_bytes(4, "little"))
+        said = run_gdb(
+            guest,
+            f"""
+            watch *(unsigned*){place:#x}
+            continue
+            printf "stored %d\\n", $eip == {{stored}}
+            break *{{second}}
+            continue
+            stepi
+            printf "restored %d\\n", $eip == {{restored}}
+            continue
+            """,
+        )
+        store, second = guest.symbols["store"], guest.symbols["second"]
+    assert "stored 1" in said
+    assert "restored 1" in said
+    for at in (store, second):
+        assert f"by the hypervisor, in the trap of the instruction at {at:#x} (mov" in said, said
+    assert "exited normally" in said
 
 
 @needs_gdb

@@ -66,6 +66,7 @@ class GdbSocket:
         self._listener = self._listen(address)
         self._selector = selectors.DefaultSelector()
         self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)  # one byte that waits is as good as many
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wake_out, selectors.EVENT_READ, self._wake)
         self._connection: _Connection | None = None

@@ -121,6 +121,8 @@ class Registers:
         self._debugger = debugger
         self._vcpu = vcpu
         self._words: Mapping[str, int] = control.registers(domid, vcpu)
+        if not self._words:
+            raise Refused(EINVAL, "debug.vcpu-has-not-run", vcpu)
         self._image: bytes | None = None
 
     def read(self, number: int) -> bytes:
