@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from tests.support.gdb import needs_gdb, run_gdb
-from tests.support.guest import made
+from tests.support.guest import KERNEL_AND_PROGRAM, made, traps
 from xenlite import inspection
 from xenlite.abi.x86_32p import HYPERVISOR_mmu_update, HYPERVISOR_multicall
 
@@ -100,6 +100,47 @@ calls:
     assert results[0] != 0x55
     assert [f"eax {HYPERVISOR_multicall}, left {n}" in said for n in (3, 2, 1)] == [True] * 3
     assert said.count("before xen_version") == 3
+
+
+def test_calls_that_need_no_python_else_are_stopped_at_each_time() -> None:
+    """The iret back to ring 3 is native once it has been gone, but not under a debugger."""
+    program = """
+    mov ecx, 5
+again:
+    int 0x80
+    dec ecx
+    jnz again
+    mov eax, 0xE
+    int 0x80
+"""
+    handler = """
+    cmp eax, 0xE
+    je end
+    push eax
+    XEN iret
+end:
+    FINISH 2
+"""
+    source = KERNEL_AND_PROGRAM.replace("\\before", "").replace("\\program", program)
+    source = source.replace("\\handler", handler) + traps("0x80, 3, handler")
+    with made(source) as guest:
+        said = run_gdb(
+            guest,
+            """
+            monitor break-hypercall iret
+            set $n = 0
+            while $n < 5
+              continue
+              set $n = $n + 1
+            end
+            printf "five, ecx %d\\n", $ecx
+            monitor break-hypercall none
+            continue
+            """,
+        )
+    assert said.count("xenlite: before iret(") == 5
+    assert "five, ecx 1" in said
+    assert "exited with code 022" in said, said
 
 
 def test_the_monitor_knows_the_domain_its_frames_ports_and_grants() -> None:
