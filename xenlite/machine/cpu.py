@@ -446,9 +446,11 @@ class Cpu:
         engine.write_register(uc.UC_X86_REG_FPCW, _FCW_RESET)
         engine.write_register(uc.UC_X86_REG_FPTAG, _FPU_EMPTY)
         engine.write_register(uc.UC_X86_REG_MXCSR, _MXCSR_RESET)
-        self._exit_flag = engine.find_exit_flag() if self.capabilities.quiet_memory else None
-        if self._exit_flag is not None:
-            ctypes.c_uint8.from_address(self._exit_flag).value = 1
+        self._exit_flag: int | None = None
+        if self.capabilities.quiet_memory:
+            flag = self._exit_flag = engine.find_exit_flag()
+            assert flag is not None
+            ctypes.c_uint8.from_address(flag).value = 1
 
     def _map_state(self) -> None:
         gil = self._engine.library.gil

@@ -21,6 +21,8 @@ from __future__ import annotations
 import ctypes
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from xenlite.abi.x86_32p import ENOSPC
+from xenlite.errors import Refused
 from xenlite.machine import engine as uc
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from xenlite.machine.cpu import Cpu
 
+MAX_BREAKPOINTS: Final = 1000
+"""The translator looks through all of them at each instruction."""
 MAX_CELLS: Final = uc.MAX_CELLS - 1  # one is for accesses
 _ALL: Final = (1 << 64) - 1
 _WIDEST: Final = 8  # bytes that the engine loads or stores at once
@@ -55,8 +59,13 @@ class Breakpoints:
         self.hit = None
 
     def set(self, vaddr: int) -> None:
-        """Stop before the instruction at ``vaddr``, once however often this is called."""
+        """Stop before the instruction at ``vaddr``, once however often this is called.
+
+        Raises Refused(ENOSPC) beyond MAX_BREAKPOINTS.
+        """
         if vaddr not in self._hooks:
+            if len(self._hooks) >= MAX_BREAKPOINTS:
+                raise Refused(ENOSPC, "debug.too-many-breakpoints", vaddr)
             self._hooks[vaddr] = self._cpu.hook(
                 uc.UC_HOOK_CODE, self._callback, addresses=(vaddr, vaddr)
             )

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.bare_machine import CODE, DATA, STACK_TOP, WAYS, BareMachine, PortAccess, Trap
+from xenlite.errors import Refused
 from xenlite.machine.engine import UC_HOOK_MEM_READ, UC_HOOK_MEM_WRITE
-from xenlite.machine.probes import Breakpoints, Cell, Cells
+from xenlite.machine.probes import MAX_BREAKPOINTS, Breakpoints, Cell, Cells
 from xenlite.machine.trap import EAX, ECX, EDI, EIP, ESP, SyscallKind
 
 BLOCKS = 1000
@@ -119,6 +120,18 @@ def test_a_breakpoint_stops_before_its_instruction_and_is_gone_when_cleared(
     guest.cpu.enter(BLOCKS)
     assert breakpoints.hit is None
     assert guest.word(DATA) == 2
+
+
+def test_breakpoints_have_a_limit_that_takes_none_away(guest: BareMachine) -> None:
+    guest.load("nop; nop; int 0x82")
+    breakpoints = Breakpoints(guest.cpu)
+    for vaddr in range(MAX_BREAKPOINTS):
+        breakpoints.set(CODE + 1 + vaddr)
+    breakpoints.set(CODE + 1)
+    with pytest.raises(Refused, match=r"debug\.too-many-breakpoints"):
+        breakpoints.set(CODE)
+    guest.cpu.enter(BLOCKS)
+    assert breakpoints.hit == CODE + 1
 
 
 def test_a_changed_cell_stops_behind_the_store(guest: BareMachine) -> None:
