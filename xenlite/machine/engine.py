@@ -368,8 +368,8 @@ _BLOCK_STUB: Final = bytes.fromhex(
 )
 
 _WATCH_STUB: Final = bytes.fromhex(
-    "4c8b4130"  # mov r8, [rcx+48]       how many cells
-    "4c8d4938"  # lea r9, [rcx+56]       the first
+    "4c8b4128"  # mov r8, [rcx+40]       how many cells
+    "4c8d4930"  # lea r9, [rcx+48]       the first
     "49ffc8"  # next: dec r8
     "7816"  # js clean
     "498b01488b00"  # mov rax, [r9]; mov rax, [rax]
@@ -382,8 +382,7 @@ _WATCH_STUB: Final = bytes.fromhex(
     "488b4110488b00"  # mov rax, [rcx+16]; mov rax, [rax]
     "48894108"  # mov [rcx+8], rax       the budget, which blocks and traps take from
     "c3"  # ret
-    "48897120"  # trip: mov [rcx+32], rsi
-    "c6412801"  # mov byte [rcx+40], 1
+    "c6412001"  # trip: mov byte [rcx+32], 1
     "ff6118"  # jmp [rcx+24]             uc_emu_stop
 )
 
@@ -448,7 +447,6 @@ class WatchTable(ctypes.Structure):
         ("last_budget", c_int64),
         ("budget_at", c_uint64),
         ("stop_function", c_void_p),
-        ("eip", c_uint64),
         ("tripped", c_uint64),
         ("count", c_uint64),
         ("cells", WatchCell * MAX_CELLS),

@@ -180,7 +180,7 @@ class Cells:
         """Do in Python what the stub does."""
         table = self._table
         if self.have_changed():
-            table.eip, table.tripped = vaddr, 1
+            table.tripped = 1
             self._cpu.stop()
         else:
             table.last_eip, table.last_budget = vaddr, self._cpu.budget
