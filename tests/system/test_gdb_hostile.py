@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import pytest
 from tests.support.gdb import RawClient, listening, run_beside
 from tests.support.guest import BootedGuest, made
 from tests.support.guests import several
+from xenlite.debug_doors import DebugStop
 from xenlite.devkit.gdb_packets import MAX_PACKET_BYTES, encode
+from xenlite.devkit.gdb_server import Client, GdbSession
 from xenlite.errors import ConfigError
+from xenlite.toolstack.lifecycle import exit_status
 
 SPIN = """
 spin:
@@ -180,3 +184,42 @@ def test_an_address_that_is_taken_is_the_users_mistake() -> None:
             listening(guest.hypervisor, {"guest": guest.domid}, address=taken),
         ):
             pass
+
+
+WORDS = [
+    b"?", b"g", b"G", b"p", b"P", b"m", b"M", b"X", b"H", b"T", b"Z0", b"Z1", b"Z2", b"Z3", b"Z4",
+    b"z0", b"z2", b"z4", b"s", b"vCont;", b"vCont;s:", b"vCont?", b"vKill;", b"qSupported", b"qC",
+    b"qXfer:features:read:target.xml:", b"qfThreadInfo", b"qThreadExtraInfo,", b"qRcmd,", b"Q",
+    b"QStartNoAckMode", b"C", b"S", b"D", b",", b";", b":", b"=", b"0", b"1", b"4", b"-1", b"ff",
+    b"c0001000", b"c0002000", b"ffffffff", b"fffffffffffffff", b"f5800000", b"zz", b"\0", b"\xff",
+]  # fmt: skip
+MONITOR = [
+    b"domain", b"vcpus", b"walk", b"p2m", b"frame", b"ports", b"grants", b"log", b"why", b"help",
+    b"break-hypercall", b"break-refused", b"break-crash", b" ", b"on", b"off", b"none", b"all",
+    b"0", b"0x1", b"-1", b"0xffffffff", b"99999999999", b"mmu_update", b"\xe4", b"x",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_random_packets_are_answered_and_never_an_error_of_ours(seed: int) -> None:
+    choose = random.Random(seed)
+    with made(SPIN) as guest:
+        sessions = 0
+        while sessions < 20:
+            sessions += 1
+            sent: list[bytes] = []
+            heard: list[DebugStop] = []
+            debugger = guest.control.attach_debugger(guest.domid, heard.append)
+            client = Client(sent.append, lambda: None)
+            session = GdbSession(guest.control, guest.domid, debugger, client, exit_status)
+            for _ in range(60):
+                payload = b"".join(choose.choices(WORDS, k=choose.randrange(1, 7)))
+                if choose.random() < 0.2:
+                    words = b"".join(choose.choices(MONITOR, k=choose.randrange(1, 4)))
+                    payload = b"qRcmd," + words.hex().encode()
+                session.receive(encode(payload) + b"\x03")
+                while heard:
+                    session.hear(heard.pop(0))
+            session.end()
+        assert guest.reason is None
+        assert guest.control.audit() == []
