@@ -13,6 +13,7 @@ from xenlite.abi.x86_32p import (
     DOMID_INVALID,
     EBUSY,
     EEXIST,
+    EFAULT,
     EINVAL,
     ENOMEM,
     ESRCH,
@@ -53,9 +54,11 @@ from xenlite.machine.x86_32p import (
 from xenlite.registers import read_registers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from xenlite.core.vcpu import Vcpu
+    from xenlite.debug_doors import DebugStop
+    from xenlite.debugger import DomainDebugger
     from xenlite.hypervisor import Hypervisor
 
 
@@ -290,6 +293,27 @@ class ControlDoor:
             is_pinned=mfn in frames.pinned,
         )
 
+    def write_virtual(self, domid: int, vcpu: int, vaddr: int, data: bytes) -> None:
+        """Write guest memory, read-only pages too; all of it or nothing.
+
+        Refused where a page is not mapped, not the domain's, or a page or descriptor table.
+        """
+        pieces: list[tuple[int, bytes]] = []
+        done = 0
+        while done < len(data):
+            at = (vaddr + done) & 0xFFFFFFFF
+            maddr = self.translate(domid, vcpu, at)
+            if maddr is None:
+                raise Refused(EFAULT, "control.not-mapped", at)
+            self._frames.get_writable(maddr >> PAGE_SHIFT, domid)
+            self._frames.put_writable(maddr >> PAGE_SHIFT)
+            size = PAGE_SIZE - (at & (PAGE_SIZE - 1))
+            pieces.append((maddr, data[done : done + size]))
+            done += size
+        for maddr, piece in pieces:
+            self._memory.write(maddr, piece)
+        self._hypervisor.wrote_for_debugger(domid)
+
     # -- ports and grants ---------------------------------------------------------------------
 
     def alloc_unbound(self, domid: int, remote: int) -> int:
@@ -300,6 +324,12 @@ class ControlDoor:
         """Write grant entry ``ref``: ``to`` may map ``mfn`` of ``domid`` read-write."""
         self._check_owned(domid, mfn)
         self._guest(domid).grants.seed(ref, to, mfn)
+
+    # -- debugging ----------------------------------------------------------------------------
+
+    def attach_debugger(self, domid: int, on_stop: Callable[[DebugStop], None]) -> DomainDebugger:
+        """Hold a domain for a debugger, the only one; ``on_stop`` hears of each stop."""
+        return self._hypervisor.attach_debugger(self._guest(domid), on_stop)
 
     # -- looking ------------------------------------------------------------------------------
 
@@ -366,7 +396,7 @@ def _run_state(domain: Domain, *, has_crashed: bool) -> RunState:
         return RunState.CRASHED
     if domain.shutdown_reason is not None:
         return RunState.SHUTDOWN
-    if domain.paused:
+    if domain.paused or domain.held:
         return RunState.PAUSED
     if all(vcpu.state is not VcpuState.RUNNABLE for vcpu in domain.vcpus):
         return RunState.BLOCKED

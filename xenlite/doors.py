@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from xenlite.debug_doors import Debugger, DebugStop
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +225,18 @@ class Control(Protocol):
 
     def frame(self, mfn: int) -> FrameInfo:
         """Tell what a frame is used as."""
+
+    def write_virtual(self, domid: int, vcpu: int, vaddr: int, data: bytes) -> None:
+        """Write guest memory, read-only pages too; all of it or nothing.
+
+        Refused where a page is not mapped, not the domain's, or a page or descriptor table.
+        """
+
+    def attach_debugger(self, domid: int, on_stop: Callable[[DebugStop], None]) -> Debugger:
+        """Hold a domain for a debugger, the only one; ``on_stop`` hears of each stop.
+
+        It is called between two turns, and may call ``Control``.
+        """
 
     def alloc_unbound(self, domid: int, remote: int) -> int:
         """Allocate a port of ``domid`` that ``remote`` may bind; return it."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
     DOMID_FIRST_RESERVED,
+    EBUSY,
     RUNSTATE_running,
     SHUTDOWN_crash,
 )
@@ -52,6 +53,9 @@ from xenlite.traps import TrapParts, make_route
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.core.vcpu import Vcpu
+    from xenlite.debug_doors import DebugStop
+    from xenlite.debugger import DomainDebugger
+    from xenlite.hypercalls.restart import Handler
     from xenlite.machine.clock import Clock
     from xenlite.recorder import Recorder
 
@@ -63,12 +67,14 @@ _MAX_SLICE_BLOCKS: Final = 10_000_000
 class _Guest:
     """What the loop keeps of a domain that has a CPU."""
 
-    __slots__ = ("cpu", "domain", "parts", "slice_blocks")
+    __slots__ = ("cpu", "debugger", "domain", "parts", "slice_blocks", "table")
 
-    def __init__(self, domain: Domain, cpu: Cpu, parts: TrapParts) -> None:
+    def __init__(self, domain: Domain, cpu: Cpu, parts: TrapParts, table: list[Handler]) -> None:
         self.domain = domain
         self.cpu = cpu
         self.parts = parts
+        self.table = table
+        self.debugger: DomainDebugger | None = None
         self.slice_blocks = _FIRST_SLICE_BLOCKS
 
     def calibrate(self, blocks: int, spent_ns: int) -> None:
@@ -210,8 +216,14 @@ class Hypervisor:
         def note(number: int, arguments: Arguments, refused: Refused) -> None:
             if recorder is not None:
                 recorder.refused(domain, number, refused)
+            debugger = self._guests[domid].debugger
+            if self.on_refused is None and debugger is None:
+                return
+            refusal = _refusal(domain, number, arguments, refused)
             if self.on_refused is not None:
-                self.on_refused(_refusal(domain, number, arguments, refused))
+                self.on_refused(refusal)
+            if debugger is not None:
+                debugger.refused(refusal)
 
         cpu: Cpu
         route = make_route(lambda: cpu, note, self._time.rdtsc)
@@ -241,7 +253,7 @@ class Hypervisor:
         parts = route.bind(domain, calls)
         if recorded is not None:
             recorded.join(parts)
-        self._guests[domid] = _Guest(domain, cpu, parts)
+        self._guests[domid] = _Guest(domain, cpu, parts, calls)
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.add(domid)
         publish_wall_clock(domain)
@@ -250,6 +262,8 @@ class Hypervisor:
     def remove_domain(self, domain: Domain) -> None:
         """Take a domain apart and free its engine."""
         guest = self._guests.pop(domain.domid)
+        if guest.debugger is not None:
+            guest.debugger.gone()
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.remove(domain.domid)
         self.crashes.pop(domain.domid, None)
@@ -258,6 +272,36 @@ class Hypervisor:
         guest.parts.page_writes.release()
         take_apart(domain)
         guest.cpu.close()
+
+    def attach_debugger(
+        self, domain: Domain, on_stop: Callable[[DebugStop], None]
+    ) -> DomainDebugger:
+        """Hold a domain for a debugger; Refused(EBUSY) where it has one."""
+        from xenlite.debugger import DomainDebugger, RunParts  # no start of a domain waits for it
+
+        guest = self._guests[domain.domid]
+        if guest.debugger is not None:
+            raise Refused(EBUSY, "debug.has-a-debugger", domain.domid)
+
+        def forget() -> None:
+            guest.debugger = None
+
+        parts = RunParts(
+            cpu=guest.cpu,
+            page_writes=guest.parts.page_writes,
+            table=guest.table,
+            make_current=guest.make_current,
+            crash=lambda crash: self._crash(domain, crash),
+            forget=forget,
+        )
+        guest.debugger = DomainDebugger(domain, parts, on_stop)
+        return guest.debugger
+
+    def wrote_for_debugger(self, domid: int) -> None:
+        """Have no watchpoint stop for what was just written into a domain's memory."""
+        debugger = self._guests[domid].debugger
+        if debugger is not None:
+            debugger.accept_changes()
 
     # -- the loop -----------------------------------------------------------------------------
 
@@ -322,17 +366,21 @@ class Hypervisor:
                 publish_runstate(vcpu)
             if vcpu.selectors_stale:
                 parts.bounce.reload_selectors()
-            if vcpu.nmi_pending:
+            if vcpu.nmi_pending and domain.stepping is None:
                 self._deliver_nmi(guest, vcpu)
             blocks = self._blocks_until_due(guest, started_ns)
             self._running = cpu
             if slice_timer is not None:
                 slice_timer.begin(cpu, started_ns)
-            cpu.enter(blocks)
+            if guest.debugger is None:
+                cpu.enter(blocks)
+            else:
+                guest.debugger.enter(blocks)
             if domain.shutdown_reason == SHUTDOWN_crash:
                 raise DomainCrash("sched.guest-crashed", "the guest says so itself")
         except DomainCrash as crash:
-            self._crash(domain, crash)
+            if guest.debugger is None or not guest.debugger.keep_crash(crash):
+                self._crash(domain, crash)
         finally:
             self._running = None
             if slice_timer is not None:
@@ -343,6 +391,8 @@ class Hypervisor:
             spent_ns = now_ns - started_ns
             self.scheduler.charge(domain.domid, spent_ns, now_ns)
             vcpu.runstate.enter(RUNSTATES[vcpu.state], now_ns)
+            if guest.debugger is not None:
+                guest.debugger.report()
         if blocks and (not cpu.blocks_left or spent_ns > SLICE_NS):
             guest.calibrate(blocks - cpu.blocks_left, spent_ns)
         return now_ns

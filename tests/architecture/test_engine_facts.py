@@ -39,6 +39,7 @@ from tests.support.bare_machine import (
     Way,
 )
 from xenlite.machine.memory import MachineMemory
+from xenlite.machine.probes import Breakpoints
 from xenlite.machine.trap import (
     CR2,
     EAX,
@@ -626,3 +627,31 @@ def test_arithmetic_bits_in_the_word_of_eflags_mean_nothing_in_a_trap(guest: Bar
     assert guest.cpu.read_eflags() & (1 | EFLAGS_ZF | EFLAGS_DF) == 0
     guest.run(CODE + len(assemble("test esp, esp; cld; int 0x80", CODE)))
     assert guest.regs[EAX] & (1 | EFLAGS_ZF | EFLAGS_DF) == 0
+
+
+# Stopping at single instructions (machine/probes.py)
+
+
+def test_a_stop_in_a_code_hook_is_late_without_stop_tests_and_exact_with_them() -> None:
+    stops = {}
+    for quiet in (True, False):
+        guest = BareMachine(*WAYS["live"])
+        guest.cpu.set_quiet_memory(quiet=quiet)
+        guest.load(f"nop; inc dword ptr [{DATA:#x}]; inc dword ptr [{DATA:#x}]; nop; int 0x82")
+        breakpoints = Breakpoints(guest.cpu)
+        breakpoints.set(CODE + 7)
+        guest.run()
+        stops[quiet] = guest.regs[EIP] - CODE
+        guest.close()
+    assert stops[False] == 7
+    assert stops[True] > 7, "stop tests are needless: a debugger need not slow its guest down"
+
+
+def test_instructions_are_counted_only_in_what_is_translated_from_then_on() -> None:
+    guest = BareMachine(*WAYS["live"])
+    guest.cpu.set_quiet_memory(quiet=False)
+    guest.run_code("mov ecx, 9; again: inc eax; loop again; int 0x82")
+    guest.regs[EIP], guest.regs[ECX], guest.regs[EAX] = CODE + 5, 9, 0
+    guest.cpu._enter(1000, guest.cpu._run_one)
+    assert guest.regs[EAX] > 1, "Cpu.step need not forget what is translated"
+    guest.close()

@@ -8,6 +8,7 @@ to its kernel's first line.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EXIT_ERROR = 1
+GDB_ADDRESS = ":1234"
 RUN_ABOUT = """\
 Run domains here, side by side, with their consoles on this terminal. Ctrl-] leaves and destroys
 them. key=value words replace keys of the file before them. Of several domains each line is shown
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser(next(iter(arguments), ""))
     try:
         # argparse takes words that stand together only; options may stand between them.
-        options, words = parser.parse_known_args(arguments)
+        options, words = parser.parse_known_args(_with_gdb_address(arguments))
         unknown = [word for word in words if word.startswith("-") or "words" not in options]
         if unknown:
             parser.error(f"unknown: {' '.join(unknown)}")
@@ -130,6 +132,18 @@ def _parser(first_word: str) -> argparse.ArgumentParser:
     return parser
 
 
+def _with_gdb_address(arguments: Sequence[str]) -> list[str]:
+    """Give a ``--gdb`` that no address follows its default: argparse would take a file for one."""
+    words = list(arguments)
+    for at, word in enumerate(words):
+        if word == "--gdb":
+            following = words[at + 1] if at + 1 < len(words) else ""
+            is_path = following.startswith("/") and not Path(following).is_file()
+            if not is_path and not following.startswith(":"):
+                words[at] = f"--gdb={GDB_ADDRESS}"
+    return words
+
+
 def _add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words",
@@ -185,6 +199,15 @@ def _add_run(
     )
     parser.add_argument(
         "--socket-dir", type=Path, metavar="DIR", help="where its sockets are (a fresh directory)"
+    )
+    parser.add_argument(
+        "--gdb",
+        type=_gdb_address,
+        metavar="[:PORT|/SOCKET]",
+        help=f"let gdb or LLDB attach, at {GDB_ADDRESS} or there; other domains at the next ports",
+    )
+    parser.add_argument(
+        "--gdb-wait", action="store_true", help="the same, and wait for it before each first step"
     )
     parser.set_defaults(verb=_run)
     return parser
@@ -253,6 +276,12 @@ def _seconds(text: str) -> float:
     if not 0 < seconds < 1e9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
+
+
+def _gdb_address(text: str) -> str:
+    if re.fullmatch(r":[0-9]{1,5}|/.+", text) is None or (text[0] == ":" and int(text[1:]) > 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither :PORT nor the path of a socket")
+    return text
 
 
 def _host_memory(text: str) -> int:

@@ -128,12 +128,18 @@ def run(options: argparse.Namespace) -> int:
         cleanup.callback(host.serve_store(sockets.listen(STORE_SOCKET)).close)
         if not options.quiet:
             _say(f"sockets in {sockets.path}")
+        built = None
+        if options.gdb is not None or options.gdb_wait:
+            from xenlite.cli.debuggers import let_in
+
+            built = let_in(options, configs, hypervisor, cleanup)
         with Terminal(typed=host.feed, wants_input=host.wants_input, leave=host.leave):
             return host.run(
                 configs,
                 timeout_s=options.timeout,
                 audits=options.audit,
                 explains=options.verbose,
+                built=built,
             )
 
 

@@ -57,6 +57,8 @@ class Domain:
         self.in_multicall = False
         self.console_write: Callable[[bytes], None] = _drop  # where console_io output goes
         self.paused = True
+        self.held = False  # by a debugger, but for the vCPU that makes a single step
+        self.stepping: Vcpu | None = None
         self.dying = False
         self.shutdown_reason: int | None = None
         self.shutdown_code: int | None = None  # fixed before: it wins over the reason given later

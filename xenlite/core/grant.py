@@ -197,6 +197,17 @@ class GrantTable:
         for active in self._active.values():
             yield active.mfn, active.readers + active.writers, active.writers
 
+    def entries(self) -> Iterator[tuple[int, int, int, int, int, int]]:
+        """Yield (ref, flags, to, mfn, mappings, writable ones) of entries offered or in use."""
+        for ref in range(len(self.mfns) * ENTRIES_PER_FRAME):
+            flags, to, mfn = _ENTRY.unpack(self.memory.read(self._entry_maddr(ref), _ENTRY.size))
+            active = self._active.get(ref)
+            if active is not None:
+                counts = (active.readers + active.writers, active.writers)
+                yield (ref, flags, active.to, active.mfn, *counts)
+            elif flags & GTF_type_mask:
+                yield ref, flags, to, mfn, 0, 0
+
     def release(self) -> None:
         """Give the table's frames back; pages that are mapped stay until they are unmapped."""
         mfns, self.mfns = self.mfns, []

@@ -205,7 +205,13 @@ class Vcpu:
         """Tell whether the scheduler may enter this vCPU, its domain considered."""
         domain = self.domain
         is_stopped = domain.paused or domain.shutdown_reason is not None
-        return self.state is VcpuState.RUNNABLE and not is_stopped
+        is_held = domain.held and domain.stepping is not self
+        return self.state is VcpuState.RUNNABLE and not is_stopped and not is_held
+
+    @property
+    def has_registers(self) -> bool:
+        """Tell whether it has registers: not before it has first run, but for the first vCPU."""
+        return self.start is None and (self is self.domain.current or self.context is not None)
 
     def wake(self) -> None:
         """End what ``block`` began; nothing otherwise. One that is down stays so."""

@@ -13,6 +13,7 @@ is assembled until the padding fits (twice, as a rule).
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from xenlite.devkit import elf_writer, keystone_child
 from xenlite.devkit.assembly_expression import LABEL
 from xenlite.devkit.assembly_source import Line, Section, Source
 from xenlite.devkit.assembly_text import AssemblyError, Place
+from xenlite.devkit.dwarf_writer import SourceLine
 from xenlite.devkit.kernel_cache import build_kernel, include_directories
 from xenlite.errors import Fault
 
@@ -77,6 +79,8 @@ class AssembledKernel:
     sections: tuple[AssembledSection, ...]
     symbols: tuple[AssembledSymbol, ...]
     notes: tuple[tuple[int, bytes], ...]
+    source: str = ""
+    lines: tuple[SourceLine, ...] = ()
 
     def address_of(self, name: str) -> int:
         """Return the address of a symbol. Raise `KeyError`."""
@@ -85,9 +89,9 @@ class AssembledKernel:
                 return symbol.address
         raise KeyError(name)
 
-    def elf(self) -> bytes:
-        """Return the ELF file."""
-        return elf_writer.write(self)
+    def elf(self, directory: str = ".") -> bytes:
+        """Return the ELF file; `directory` is where debuggers look for the sources."""
+        return elf_writer.write(self, directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +110,19 @@ def assemble(
     program = Source((*include_dirs, *include_directories()), defines or {})
     program.read_file(source)
     base = _virt_base(program)
-    image = _assemble_unit(program, base, PAGE_SIZE)
+    rows = _mark_lines(program)
+    image = _assemble_unit(program, base, PAGE_SIZE, list(rows))
     entry = image.symbols.get(ENTRY_SYMBOL)
     if entry is None:
         raise _error(str(source), f"no label {ENTRY_SYMBOL}: a kernel starts there")
     return AssembledKernel(
-        base, entry, image.sections, _symbols(program, image), _notes(program, image)
+        base,
+        entry,
+        image.sections,
+        _symbols(program, image),
+        _notes(program, image),
+        source.name,
+        _source_lines(program, source.parent, rows, image),
     )
 
 
@@ -158,13 +169,14 @@ class _Image:
         return out
 
 
-def _assemble_unit(program: Source, base: int, boundary: int) -> _Image:
+def _assemble_unit(program: Source, base: int, boundary: int, marks: Sequence[str] = ()) -> _Image:
+    """Assemble all sections; the image's symbols include the labels `marks`."""
     sections = sorted((s for s in program.sections.values() if s.lines), key=_order)
     edges = {s.name: (_edge(s, "start"), _edge(s, "end")) for s in sections}
     program.finish(edge for pair in edges.values() for edge in pair)
     if not sections:
         return _Image((), {})
-    names = [*program.labels, *(edge for pair in edges.values() for edge in pair)]
+    names = [*program.labels, *(edge for pair in edges.values() for edge in pair), *marks]
     pads = [0] * len(sections)
     for _ in range(_MAX_PASSES):
         lines = _unit_lines(sections, edges, pads, names)
@@ -278,6 +290,37 @@ def _error(where: str, what: str) -> AssemblyError:
 
 
 # What an ELF file needs beside the bytes
+
+
+def _mark_lines(program: Source) -> dict[str, tuple[str, Place]]:
+    """Put a label before the first instruction of each line; return section and place of each."""
+    marks: dict[str, tuple[str, Place]] = {}
+    for section in program.sections.values():
+        marked: list[Line] = []
+        last: Place | None = None
+        for line in section.lines:
+            place = line.place.outermost
+            if line.is_code and place != last:
+                label = f".Lline{len(marks)}"
+                marks[label] = (section.name, place)
+                marked.append(Line(place, f"{LABEL}{label}:", 1))
+                last = place
+            elif not line.is_code:
+                last = None
+            marked.append(line)
+        section.lines = marked
+    return marks
+
+
+def _source_lines(
+    program: Source, directory: Path, marks: Mapping[str, tuple[str, Place]], image: _Image
+) -> tuple[SourceLine, ...]:
+    """Say which line each marked instruction comes from, its file relative to `directory`."""
+    files = {name: os.path.relpath(path, directory) for name, path in program.files.items()}
+    return tuple(
+        SourceLine(section, image.symbols[label], files[place.file], place.line)
+        for label, (section, place) in marks.items()
+    )
 
 
 def _virt_base(program: Source) -> int:

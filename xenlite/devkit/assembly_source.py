@@ -101,6 +101,7 @@ class Source:
         self.globals: set[str] = set()
         self.types: dict[str, str] = {}
         self.notes: list[Note] = []
+        self.files: dict[str, Path] = {}  # by the name that places and faults call them
         self._references: dict[str, Place] = {}
         self._macros: dict[str, _Macro] = {}
         self._directory = [Path()]
@@ -137,12 +138,18 @@ class Source:
     def read_file(self, path: Path) -> None:
         """Read a source and what it includes. Raise `AssemblyError`."""
         self._directory.append(path.parent)
-        self.read_text(text_of(path, None), path.name)
+        self.read_text(text_of(path, None), self._name_file(path))
         self._directory.pop()
 
     def read_text(self, text: str, name: str) -> None:
         """Read `text`; faults call it `name`. Raise `AssemblyError`."""
         self._execute(statements_of(text, name))
+
+    def _name_file(self, path: Path) -> str:
+        """Return what places call a file: its name, or its path where another has that name."""
+        name = path.name if self.files.get(path.name, path) == path else str(path)
+        self.files[name] = path
+        return name
 
     def finish(self, provided: Iterable[str]) -> None:
         """Check that every name used is a label, a constant or one of `provided`."""
@@ -417,7 +424,7 @@ class Source:
             raise ExpressionError(f"no file {rest} beside this one or in the include directories")
         place = self._place
         self._directory.append(path.parent)
-        self._execute(statements_of(text_of(path, place), path.name))
+        self._execute(statements_of(text_of(path, place), self._name_file(path)))
         self._directory.pop()
 
     # Sections and symbols

@@ -27,11 +27,17 @@ class Place:
     line: int
     via: Place | None = None
 
+    @property
+    def outermost(self) -> Place:
+        """Return where the outermost macro was used, or this place."""
+        place = self
+        while place.via is not None:
+            place = place.via
+        return place
+
     def __str__(self) -> str:
         here = f"{self.file}:{self.line}"
-        outermost = self
-        while outermost.via is not None:
-            outermost = outermost.via
+        outermost = self.outermost
         if outermost is self:
             return here
         return f"{outermost.file}:{outermost.line}: in the macro at {here}"

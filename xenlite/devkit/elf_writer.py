@@ -4,9 +4,10 @@
 ::
 
     ELF header | program headers: a PT_LOAD per section, PT_NOTE | each section from a page
-    boundary of the file | .note.Xen | .symtab .strtab .shstrtab | section headers
+    boundary of the file | .note.Xen | .symtab .strtab .debug_* .shstrtab | section headers
 
-Physical addresses count from VIRT_BASE, as Xen's builder reads them when notes are present.
+What is for debuggers is not loaded. Physical addresses count from VIRT_BASE, as Xen's builder reads
+them when notes are present.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from struct import Struct
 from typing import TYPE_CHECKING
+
+from xenlite.devkit.dwarf_writer import debug_sections
 
 if TYPE_CHECKING:
     from xenlite.devkit.assembler import AssembledKernel, AssembledSection
@@ -52,8 +55,8 @@ class _Part:
     offset: int = 0
 
 
-def write(kernel: AssembledKernel) -> bytes:
-    """Return the file."""
+def write(kernel: AssembledKernel, directory: str) -> bytes:
+    """Return the file; ``directory`` is where debuggers look for the sources."""
     loaded = [_loaded(section) for section in kernel.sections]
     notes = _Part(".note.Xen", _SHT_NOTE, _notes(kernel.notes), align=4)
     first_own = 1 + len(loaded)  # section 0 is the null section
@@ -63,7 +66,13 @@ def write(kernel: AssembledKernel) -> bytes:
         entry_size=_SYMBOL.size,
     )  # fmt: skip
     strtab = _Part(".strtab", _SHT_STRTAB, strings)
-    parts = [*loaded, notes, symtab, strtab, _Part(".shstrtab", _SHT_STRTAB, b"")]
+    code = [(s.name, s.address, s.address + s.size) for s in kernel.sections if "x" in s.flags]
+    debug = debug_sections(kernel.source, directory, code, kernel.lines)
+    parts = [
+        *loaded, notes, symtab, strtab,
+        *(_Part(name, _SHT_PROGBITS, data) for name, data in debug.items()),
+        _Part(".shstrtab", _SHT_STRTAB, b""),
+    ]  # fmt: skip
     names = _Strings()
     name_offsets = [names.add(part.name) for part in parts]
     parts[-1].data = bytes(names.data)

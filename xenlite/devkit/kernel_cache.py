@@ -22,17 +22,20 @@ if TYPE_CHECKING:
 
 _DRIVER = (
     "assembler.py", "assembler_worker.py", "assembly_expression.py", "assembly_operands.py",
-    "assembly_source.py", "assembly_text.py", "elf_writer.py", "kernel_cache.py",
-    "keystone_child.py",
+    "assembly_source.py", "assembly_text.py", "dwarf_writer.py", "elf_writer.py",
+    "kernel_cache.py", "keystone_child.py",
 )  # fmt: skip
 # Also what a comment or an untaken branch names: at worst a kernel is assembled once too often.
 _INCLUDE = re.compile(rb'\.include\s+"([^"\n]+)"')
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def kernel_name(source: Path) -> str:
-    """Return the file name that holds what `source` assembles to, now. Raise `AssemblyError`."""
-    return f"{source.stem}-{_content_hash(source)}.elf"
+def kernel_name(source: Path, directory: str = "") -> str:
+    """Return the file name that holds what `source` assembles to, now. Raise `AssemblyError`.
+
+    It depends on the `directory` that debuggers are told, if any.
+    """
+    return f"{source.stem}-{_content_hash(source, directory)}.elf"
 
 
 def build_kernel(source: Path) -> Path:
@@ -41,17 +44,17 @@ def build_kernel(source: Path) -> Path:
     It lies beside the source, as in the wheel, or under `$XDG_CACHE_HOME/xenlite/kernels`
     (`~/.cache` without it), named by a hash of all that went into it.
     """
-    name = kernel_name(source)
-    shipped = source.with_name(name)
+    shipped = source.with_name(kernel_name(source))
     if shipped.is_file():
         return shipped
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xenlite/kernels"
-    path = cache / name
+    directory = str(source.parent.resolve())
+    path = cache / kernel_name(source, directory)
     if path.is_file():
         return path
     from xenlite.devkit.assembler import assemble
 
-    data = assemble(source).elf()
+    data = assemble(source).elf(directory)
     cache.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_bytes(data)
@@ -65,8 +68,8 @@ def include_directories() -> tuple[Path, ...]:
     return tuple(path for path in candidates if path.is_dir())
 
 
-def _content_hash(source: Path) -> str:
-    digest = sha256()
+def _content_hash(source: Path, directory: str) -> str:
+    digest = sha256(os.fsencode(directory))
     for name in _DRIVER:
         digest.update(Path(__file__).with_name(name).read_bytes())
     directories = include_directories()

@@ -115,6 +115,7 @@ _TSS_LIMIT: Final = 0x67
 _DR7_ARMED: Final = 0xE0002
 """DR0 watches a port, four bytes wide, globally."""
 _INTEGER_STATE: Final = slice(0, 4 * HFLAGS)
+_GENERAL_STATE: Final = slice(0, 4 * EFLAGS)  # what comes before the flags
 _DEBUG_STATE: Final = slice(4 * DR0, 4 * DR7 + 8)
 
 _MASKED: Final = 0x100
@@ -155,6 +156,7 @@ class Cpu:
         self._failure: BaseException | None = None
         self._pending: Callable[[], None] | None = None
         self._stopping = False
+        self._counts = False  # the last run was a step
         interrupt = traps.interrupt
         self._debug = traps.debug or (lambda: interrupt(0, VECTOR_DB, None))
         self._io: tuple[int, int, IoDirection, bytes, bytes] | None = None
@@ -165,6 +167,8 @@ class Cpu:
         self._asked: memoryview | None = None
         self._look_for_upcall: Callable[[], object] = traps.upcall
         self._m16 = memory.m16
+        self._upcalls_at: int | None = None
+        self._upcalls_held = False
         self._upcall_index: int | None = None  # of the pending and the mask byte, as one word
         self.trail = Trail(self._table)
         has_ways = (
@@ -203,6 +207,21 @@ class Cpu:
         return: one that comes between two calls makes the next return at once. Raises what
         ``fail`` was given, and EngineError if the engine ends the run for a reason of its own.
         """
+        self._counts = False
+        self._enter(blocks, self._run)
+
+    def step(self, blocks: int) -> None:
+        """Run one instruction, or the trap that it makes; of a repeated one, one element.
+
+        Needs loud memory (``set_quiet_memory``), and a budget of some blocks.
+        """
+        if not self._counts:
+            # The engine counts only in what it translates from then on.
+            self.invalidate_all_code()
+            self._counts = True
+        self._enter(blocks, self._run_one)
+
+    def _enter(self, blocks: int, run: Callable[[], int]) -> None:
         clock = self._clock
         self._stopping = False
         self._leaving[0] = 0
@@ -217,7 +236,7 @@ class Cpu:
             while True:
                 if self._asked is None or self._asked[0]:
                     self._flush_asked()
-                error = self._run()
+                error = run()
                 if self._failure is not None:
                     self._raise_failure()
                 if self._pending is not None:
@@ -226,7 +245,7 @@ class Cpu:
                     raise EngineError(f"the run ended with Unicorn error {error}")
                 else:
                     return
-                if self._stopping or clock[0] < 0 or self._kicked[0]:
+                if self._stopping or clock[0] < 0 or self._kicked[0] or run == self._run_one:
                     return
         finally:
             self._kicked[0] = 0
@@ -252,6 +271,36 @@ class Cpu:
     def charge(self, blocks: int) -> None:
         """Take ``blocks`` off the budget of this run, for time spent in a trap."""
         self._clock[0] -= blocks
+
+    @property
+    def budget(self) -> int:
+        """Return what is left of the budget, from which each block takes one, and each trap."""
+        return self._clock[0]
+
+    @property
+    def block_clock(self) -> uc.BlockClock:
+        """Return where native code finds the budget, and the function that ends a run."""
+        return self._block_clock
+
+    def set_quiet_memory(self, *, quiet: bool) -> None:
+        """Go without stop tests after loads and stores, or have them, outside a run.
+
+        Without them a stop from within a block comes at its end, or after its first store: whoever
+        wants to stop at single instructions needs the tests.
+        """
+        if self._exit_flag is not None:
+            ctypes.c_uint8.from_address(self._exit_flag).value = quiet
+            self.invalidate_all_code()
+
+    def hook(self, kind: int, callback: Any, **where: Any) -> int:
+        """Have the engine call ``callback`` (``Engine.hook``); what is translated is forgotten."""
+        hook = self._engine.hook(kind, callback, **where)
+        self.invalidate_all_code()
+        return hook
+
+    def unhook(self, hook: int) -> None:
+        """End what ``hook`` returned, outside a run."""
+        self._engine.unhook(hook)
 
     def kick(self) -> None:
         """End the run soon, at a block boundary. For any thread."""
@@ -332,6 +381,12 @@ class Cpu:
         if not self.is_live:
             self._save()
 
+    def save_fpu(self) -> bytes:
+        """Read the FPU's registers as an FXSAVE image, outside a run."""
+        if not self.is_live:
+            self._restore()
+        return self._engine.save_fpu()
+
     def new_context(self) -> bytearray:
         """Make the state of a virtual CPU after reset: flat, at privilege level 1."""
         return bytearray(self._fresh)
@@ -353,9 +408,22 @@ class Cpu:
 
     def watch_upcalls(self, maddr: int) -> None:
         """Call ``traps.upcall`` after a trap while the byte at ``maddr`` is set, the next clear."""
-        self._upcall_index = maddr >> 1
+        self._upcalls_at = maddr
+        self._choose_upcall_word()
+
+    def hold_upcalls(self, *, held: bool) -> None:
+        """Have pending upcalls wait, or take them again; no way may be open meanwhile."""
+        self._upcalls_held = held
+        self._choose_upcall_word()
+
+    def _choose_upcall_word(self) -> None:
+        maddr = None if self._upcalls_held else self._upcalls_at
+        self._upcall_index = None if maddr is None else maddr >> 1
         self.ways.close()
-        self._table.upcall_word = self.memory.host_address + maddr
+        if maddr is None:
+            self._table.watch_nothing()
+        else:
+            self._table.upcall_word = self.memory.host_address + maddr
 
     # Translated code
 
@@ -379,8 +447,9 @@ class Cpu:
         engine.write_register(uc.UC_X86_REG_FPCW, _FCW_RESET)
         engine.write_register(uc.UC_X86_REG_FPTAG, _FPU_EMPTY)
         engine.write_register(uc.UC_X86_REG_MXCSR, _MXCSR_RESET)
+        self._exit_flag: int | None = None
         if self.capabilities.quiet_memory:
-            flag = engine.find_exit_flag()
+            flag = self._exit_flag = engine.find_exit_flag()
             assert flag is not None
             ctypes.c_uint8.from_address(flag).value = 1
 
@@ -612,6 +681,23 @@ class Cpu:
             if not self.is_live:
                 self._save()
             if error or self._stopping or self._pending is not None:
+                return error
+
+    def _run_one(self) -> int:
+        """Run one instruction; a kick may come before it, and then it is tried again.
+
+        No registers and no EIP changed means that none was run, or one that may be run twice. How
+        the flags are kept may change all the same.
+        """
+        before = bytes(self.regs8[_GENERAL_STATE])
+        while True:
+            self._kicked[0] = 0
+            if not self.is_live:
+                self._restore()
+            error: int = self._emu_start(self._handle, self.regs[EIP], _NO_EXIT, 0, 1)
+            if not self.is_live:
+                self._save()
+            if not self._kicked[0] or error or before != self.regs8[_GENERAL_STATE]:
                 return error
 
     def _deliver_pending(self) -> None:

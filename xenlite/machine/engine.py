@@ -33,8 +33,11 @@ UC_ERR_OK: Final = 0
 
 UC_HOOK_INTR: Final = 1 << 0
 UC_HOOK_INSN: Final = 1 << 1
+UC_HOOK_CODE: Final = 1 << 2
 UC_HOOK_BLOCK: Final = 1 << 3
 UC_HOOK_MEM_UNMAPPED: Final = 7 << 4
+UC_HOOK_MEM_READ: Final = 1 << 10
+UC_HOOK_MEM_WRITE: Final = 1 << 11
 UC_HOOK_INSN_INVALID: Final = 1 << 14
 
 UC_CTL_UC_USE_EXITS: Final = 4
@@ -78,6 +81,8 @@ InsnCallback: Final = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p)
 UnmappedCallback: Final = ctypes.CFUNCTYPE(
     c_bool, c_void_p, c_int, c_uint64, c_int, c_int64, c_void_p
 )
+CodeCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint32, c_void_p)
+AccessCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_int, c_uint64, c_int, c_int64, c_void_p)
 
 NO_VECTOR: Final = 0xFFFFFFFF
 NO_CALL: Final = 0xFFFFFFFF
@@ -97,6 +102,8 @@ _ENV_POINTER: Final = 0x128
 _FPU_HEAD: Final = Struct("<HHB")  # FCW, FSW, abridged tags
 _MXCSR: Final = Struct("<I")
 _MXCSR_MASK: Final = 0xFFFF
+_FXSAVE_SIZE_BYTES: Final = 512
+_TAG_EMPTY: Final = 3
 
 _EVERYWHERE: Final = (1, 0)
 _CPU_INDEX: Final = -1
@@ -122,6 +129,7 @@ def _declare(library: ctypes.CDLL) -> None:
         ("uc_context_free", c_int, c_void_p),
         ("uc_context_save", c_int, c_void_p, c_void_p),
         ("uc_context_restore", c_int, c_void_p, c_void_p),
+        ("uc_hook_del", c_int, c_void_p, c_size_t),
         ("uc_hook_add", c_int, *(c_void_p,) * 2, c_int, *(c_void_p,) * 2, *(c_uint64,) * 2, c_int),
     )
     for name, result, *arguments in signatures:
@@ -198,7 +206,7 @@ class Engine:
         assert context.value is not None
         self.context: int = context.value
         check(gil.uc_context_save(self.handle, self.context), "uc_context_save")
-        self._kept: list[object] = []
+        self._kept: dict[int, object] = {}
 
     def close(self) -> None:
         """Free the engine; its RAM must still be mapped."""
@@ -244,6 +252,31 @@ class Engine:
                 error = self.library.gil.uc_reg_write(self.handle, first + n, content)
                 check(error, f"uc_reg_write {first + n}")
 
+    def save_fpu(self) -> bytes:
+        """Read the x87, MMX and SSE registers as a 512-byte FXSAVE image."""
+        image = bytearray(_FXSAVE_SIZE_BYTES)
+        control, status, tags, mxcsr = (
+            self._read_register(register, 8)
+            for register in (
+                UC_X86_REG_FPCW, UC_X86_REG_FPSW, UC_X86_REG_FPTAG, UC_X86_REG_MXCSR
+            )
+        )  # fmt: skip
+        words = [int.from_bytes(word[:4], "little") for word in (control, status, tags, mxcsr)]
+        valid = sum(1 << n for n in range(8) if words[2] >> 2 * n & 3 != _TAG_EMPTY)
+        _FPU_HEAD.pack_into(image, 0, words[0] & 0xFFFF, words[1] & 0xFFFF, valid)
+        _MXCSR.pack_into(image, 24, words[3] & _MXCSR_MASK)
+        for first, start in ((UC_X86_REG_ST0, 32), (UC_X86_REG_XMM0, 160)):
+            for n in range(8):
+                at = start + 16 * n
+                image[at : at + 16] = self._read_register(first + n, 16)
+        return bytes(image)
+
+    def _read_register(self, register: int, size: int) -> bytes:
+        cell = (ctypes.c_uint8 * size)()
+        error = self.library.gil.uc_reg_read(self.handle, register, ctypes.byref(cell))
+        check(error, f"uc_reg_read {register}")
+        return bytes(cell)
+
     def write_msr(self, msr: int, value: int) -> None:
         """Write a model-specific register."""
         pair = (c_uint64 * 2)(msr, value)
@@ -260,14 +293,15 @@ class Engine:
         user: int = 0,
         instruction: int = 0,
         addresses: tuple[int, int] = _EVERYWHERE,
-    ) -> None:
+    ) -> int:
         """Call ``callback``, a ctypes function or an address, for every event of ``kind``.
 
-        ``addresses`` bounds it, first and last: physical ones for events of memory. A memory hook
+        Returns what ``unhook`` takes. ``addresses`` bounds it, first and last: physical ones for
+        events of memory. What is translated already knows nothing of it. A memory hook
         of any kind makes stores to the pages it covers 45 times slower
         (shown by test_a_store_through_an_nx_alias_is_stale_until_the_tlb_is_flushed).
         """
-        self._kept.append(callback)
+        self._kept[id(callback)] = callback
         handle = c_void_p()
         address = callback if isinstance(callback, int) else ctypes.cast(callback, c_void_p)
         check(
@@ -276,10 +310,16 @@ class Engine:
             ),
             f"uc_hook_add {kind}",
         )
+        assert handle.value is not None
+        return handle.value
+
+    def unhook(self, hook: int) -> None:
+        """End what ``hook`` returned, outside a run; the callback is kept, as ever."""
+        check(self.library.gil.uc_hook_del(self.handle, hook), "uc_hook_del")
 
     def keep(self, *objects: object) -> None:
         """Keep what hooks point to alive until ``close``."""
-        self._kept.extend(objects)
+        self._kept.update((id(one), one) for one in objects)
 
     # Beyond the API: each of these may fail, and has a fallback
 
@@ -327,12 +367,32 @@ _BLOCK_STUB: Final = bytes.fromhex(
     "ff6108"  # stop: jmp [rcx+8]        uc_emu_stop, rdi already holds its argument
 )
 
+_WATCH_STUB: Final = bytes.fromhex(
+    "4c8b4128"  # mov r8, [rcx+40]       how many cells
+    "4c8d4930"  # lea r9, [rcx+48]       the first
+    "49ffc8"  # next: dec r8
+    "7816"  # js clean
+    "498b01488b00"  # mov rax, [r9]; mov rax, [rax]
+    "49334110"  # xor rax, [r9+16]       what it must be
+    "49234108"  # and rax, [r9+8]        as far as it matters
+    "7515"  # jne trip
+    "4983c118"  # add r9, 24
+    "ebe5"  # jmp next
+    "488931"  # clean: mov [rcx], rsi    the instruction that comes now
+    "488b4110488b00"  # mov rax, [rcx+16]; mov rax, [rax]
+    "48894108"  # mov [rcx+8], rax       the budget, which blocks and traps take from
+    "c3"  # ret
+    "c6412001"  # trip: mov byte [rcx+32], 1
+    "ff6118"  # jmp [rcx+24]             uc_emu_stop
+)
+
 
 @cache
-def native_stubs() -> tuple[int, int] | None:
-    """Make the block and the interrupt stub executable; None on a host they are not made for.
+def native_stubs() -> tuple[int, int, int] | None:
+    """Make the stubs of blocks, interrupts and watched words executable.
 
-    Returns their addresses; both live as long as the process.
+    Returns their addresses, which live as long as the process; None on a host they are not made
+    for.
     """
     if platform.machine() != "x86_64":
         return None
@@ -341,10 +401,11 @@ def native_stubs() -> tuple[int, int] | None:
     except OSError:
         return None
     page[: len(_BLOCK_STUB)] = _BLOCK_STUB
-    page[64 : 64 + len(TRAP_STUB)] = TRAP_STUB
+    page[64 : 64 + len(_WATCH_STUB)] = _WATCH_STUB
+    page[128 : 128 + len(TRAP_STUB)] = TRAP_STUB
     _stub_pages.append(page)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    return address, address + 64
+    return address, address + 128, address + 64
 
 
 _stub_pages: Final[list[mmap.mmap]] = []
@@ -366,6 +427,29 @@ class BlockClock(ctypes.Structure):
         ("budget", c_int64),
         ("stop_function", c_void_p),
         ("kicked", ctypes.c_uint8),
+    )
+
+
+MAX_CELLS: Final = 64
+
+
+class WatchCell(ctypes.Structure):
+    """Eight bytes of the host's memory that ought to stay as they are where ``mask`` is set."""
+
+    _fields_ = (("address", c_uint64), ("mask", c_uint64), ("expected", c_uint64))
+
+
+class WatchTable(ctypes.Structure):
+    """What the stub of watched words reads and writes, before each instruction."""
+
+    _fields_ = (
+        ("last_eip", c_uint64),
+        ("last_budget", c_int64),
+        ("budget_at", c_uint64),
+        ("stop_function", c_void_p),
+        ("tripped", c_uint64),
+        ("count", c_uint64),
+        ("cells", WatchCell * MAX_CELLS),
     )
 
 
@@ -402,6 +486,10 @@ class TrapTable(ctypes.Structure):
 
     def __init__(self, clock: int = 0) -> None:
         super().__init__(call_vector=NO_VECTOR, return_call=NO_CALL, clock=clock)
+        self.watch_nothing()
+
+    def watch_nothing(self) -> None:
+        """Have no upcall be pending."""
         self.upcall_word = ctypes.addressof(self) + TrapTable.nothing_pending.offset
 
 

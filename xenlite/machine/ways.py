@@ -74,6 +74,7 @@ class Ways:
         self._memory = memory
         self._table = table
         self._open: list[int] = []
+        self._are_forbidden = False
         if memory is None:
             return
         start = TrapTable.ways.offset
@@ -92,6 +93,11 @@ class Ways:
         self._table.return_call = way.target
         self._open_at(_BACK_INSIDE if way.kind & WayKind.SAME_RING else _BACK_TO_RING_3, way)
 
+    def forbid(self, *, forbidden: bool) -> None:
+        """Have Python see every trap from now on, or open ways again."""
+        self._are_forbidden = forbidden
+        self.close()
+
     def close(self) -> None:
         """Have Python look at everything again."""
         if self._open:
@@ -101,7 +107,7 @@ class Ways:
 
     def _open_at(self, index: int, way: Way) -> None:
         memory = self._memory
-        if memory is None:
+        if memory is None or self._are_forbidden:
             return
         at = index * WAY_SIZE_BYTES
         host = memory.host_address

@@ -92,6 +92,7 @@ class Host:
         self._last_events: deque[bytes] = deque(maxlen=KEPT_CHUNKS)
         if watchers:
             self._control.record(RECORD_BYTES)
+        self._built: Callable[[int, str], None] | None = None
         hypervisor.console_output = self._print
 
     def run(
@@ -101,13 +102,16 @@ class Host:
         timeout_s: float | None = None,
         audits: bool = False,
         explains: bool = False,
+        built: Callable[[int, str], None] | None = None,
     ) -> int:
         """Run domains until all have ended for good; return the exit status.
 
         That is the one of the first domain, in the order given, that did not power off;
         EXIT_TIMEOUT when the time was up; or what ``leave`` asked for. ``audits`` recomputes every
-        invariant as it goes; ``explains`` says why each refused hypercall was refused.
+        invariant as it goes; ``explains`` says why each refused hypercall was refused. ``built``
+        hears of each domain, by domid and name, before its first instruction.
         """
+        self._built = built
         self._audits = audits
         if explains:
             self._hypervisor.on_refused = self._explain
@@ -214,7 +218,13 @@ class Host:
         def broken(error: PeerError) -> None:
             self._voice.say(f"domain {name!r} broke its console: {error}")
 
-        domain = guest.start(self._control, self._link, self.store, sink=self._print, broken=broken)
+        def built(domid: int) -> None:
+            if self._built is not None:
+                self._built(domid, name)
+
+        domain = guest.start(
+            self._control, self._link, self.store, sink=self._print, broken=broken, built=built
+        )
         for watcher in self._watchers:
             watcher.started(domain.domid, guest.symbols)
 

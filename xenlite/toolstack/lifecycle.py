@@ -102,10 +102,12 @@ class Guest:
         *,
         sink: Callable[[int, bytes], None],
         broken: Callable[[PeerError], None],
+        built: Callable[[int], None] | None = None,
     ) -> BuiltDomain:
         """Build the domain, tell the store, join its console to ``sink(domid, bytes)``, let it run.
 
         The store's undo comes before the domain's: it gives back the page and port that it uses.
+        ``built`` is called before its first instruction.
         """
         assert self.domain is None, f"{self.config.name} runs already"
         with ExitStack() as undo:
@@ -122,6 +124,8 @@ class Guest:
                 broken=broken,
             )
             undo.callback(console.close)
+            if built is not None:
+                built(domain.domid)
             control.unpause(domain.domid)
             self._undo = undo.pop_all()
         self.domain, self.console = domain, console

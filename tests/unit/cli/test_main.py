@@ -77,3 +77,19 @@ def test_explain_guesses_what_was_meant(capsys: pytest.CaptureFixture[str]) -> N
     assert main(["explain", "paging.writable-table"]) == 1
     error = capsys.readouterr().err
     assert "paging.writable-table: no such rule; did you mean paging.writable-page-table" in error
+
+
+@pytest.mark.parametrize("words", [["--gdb"], ["--gdb", ":0"], ["--gdb=:1234"], ["--gdb-wait"]])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_file_may_follow_gdb(domain: Path, words: list[str], is_first: bool) -> None:
+    """The file is one, not an address; -n: nothing runs."""
+    file = [str(domain)]
+    assert main(["create", "-n", *(words + file if is_first else file + words)]) == 0
+
+
+@pytest.mark.parametrize("address", ["1234", ":", ":x", ":70000", "socket"])
+def test_an_address_of_gdb_that_is_none_is_refused(
+    domain: Path, address: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["create", "-n", f"--gdb={address}", str(domain)]) == 1
+    assert "neither :PORT nor" in capsys.readouterr().err

@@ -361,9 +361,8 @@ def test_a_built_kernel_is_kept_until_a_source_changes(
 def test_the_hash_covers_every_file_of_the_assembler() -> None:
     directory = Path(kernel_cache.__file__).parent
     own = {path.name for path in directory.glob("assembl*.py")}
-    assert own | {"elf_writer.py", "kernel_cache.py", "keystone_child.py"} == set(
-        kernel_cache._DRIVER
-    )
+    others = {"dwarf_writer.py", "elf_writer.py", "kernel_cache.py", "keystone_child.py"}
+    assert own | others == set(kernel_cache._DRIVER)
 
 
 def test_the_hash_covers_every_include_of_a_line(kernel: Path) -> None:
@@ -373,3 +372,112 @@ def test_the_hash_covers_every_include_of_a_line(kernel: Path) -> None:
     before = kernel_cache.kernel_name(kernel)
     kernel.with_name("b.s").write_text("hlt")
     assert kernel_cache.kernel_name(kernel) != before
+
+
+# What debuggers are told
+
+LINES = """\
+.xen_note XEN_VERSION, "xen-3.0"
+.text
+.macro TWICE register
+    inc \\register
+    inc \\register
+.endm
+_start:
+    mov eax, 1
+    nop; nop
+    TWICE eax
+.include "part.s"
+.rept 2
+    push eax
+.endr
+    .byte 0x90
+    ret
+"""
+
+
+def line_rows(kernel: Path) -> list[tuple[str, int, int]]:
+    """Return (file, line, address) of each row, as pyelftools reads it."""
+    dwarf = ELFFile(BytesIO(assemble(kernel).elf("/somewhere"))).get_dwarf_info()
+    (unit,) = dwarf.iter_CUs()
+    program = dwarf.line_program_for_CU(unit)
+    assert program is not None
+    files = program["file_entry"]
+    folders = [b"", *program["include_directory"]]
+    rows = []
+    for entry in program.get_entries():
+        state = entry.state
+        if state is not None and not state.end_sequence:
+            file = files[state.file - 1]
+            folder = folders[file.dir_index]
+            name = (folder + b"/" if folder else b"") + file.name
+            rows.append((name.decode(), state.line, state.address))
+    return rows
+
+
+def test_each_line_with_instructions_has_its_first_address(kernel: Path) -> None:
+    folder = kernel.parent / "inner"
+    folder.mkdir()
+    (folder / "part.s").write_text(PART)
+    source = kernel.parent / "lines.s"
+    source.write_text(LINES.replace('"part.s"', '"inner/part.s"'))
+    start = assemble(source).address_of("_start")
+    assert line_rows(source) == [
+        ("lines.s", 8, start),
+        ("lines.s", 9, start + 5),
+        ("lines.s", 10, start + 7),
+        ("inner/part.s", 3, start + 9),
+        ("lines.s", 13, start + 10),
+        ("lines.s", 16, start + 13),
+    ]
+
+
+def test_the_unit_names_the_source_its_place_and_all_its_code(kernel: Path) -> None:
+    made = assemble(kernel)
+    dwarf = ELFFile(BytesIO(made.elf("/somewhere"))).get_dwarf_info()
+    (unit,) = dwarf.iter_CUs()
+    attributes = {name: value.value for name, value in unit.get_top_DIE().attributes.items()}
+    code = [section for section in made.sections if "x" in section.flags]
+    assert attributes["DW_AT_name"] == kernel.name.encode()
+    assert attributes["DW_AT_comp_dir"] == b"/somewhere"
+    assert attributes["DW_AT_low_pc"] == code[0].address
+    assert attributes["DW_AT_high_pc"] == code[-1].address + code[-1].size - code[0].address
+
+
+def test_what_debuggers_are_told_is_not_loaded(kernel: Path) -> None:
+    elf = ELFFile(BytesIO(assemble(kernel).elf()))
+    for section in elf.iter_sections():
+        if section.name.startswith(".debug"):
+            assert section["sh_addr"] == section["sh_flags"] == 0
+            assert not any(segment.section_in_segment(section) for segment in elf.iter_segments())
+
+
+def test_line_numbers_far_apart_and_backwards_are_right(kernel: Path) -> None:
+    source = kernel.parent / "far.s"
+    gap = "\n" * 500
+    source.write_text(f"""\
+.text
+_start: nop
+{gap}    nop
+    .space 4000
+    nop
+.section .late, "ax"
+early: nop
+""")
+    rows = line_rows(source)
+    start = assemble(source).address_of("_start")
+    assert [(line, address - start) for _, line, address in rows[:3]] == [
+        (2, 0),
+        (503, 1),
+        (505, 4002),
+    ]
+    assert rows[3][1] == 507
+
+
+def test_a_kernel_in_another_directory_is_another_file(kernel: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in (kernel.name, "part.s"):
+        (other / name).write_bytes((kernel.parent / name).read_bytes())
+    assert build_kernel(kernel) != build_kernel(other / kernel.name)
+    assert kernel_cache.kernel_name(kernel) == kernel_cache.kernel_name(other / kernel.name)

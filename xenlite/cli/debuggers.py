@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``xenlite run --gdb``: let debuggers in."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from xenlite.cli.main import GDB_ADDRESS
+from xenlite.devkit.gdb_listeners import GdbListeners
+from xenlite.toolstack.lifecycle import exit_status
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from contextlib import ExitStack
+
+    from xenlite.hypervisor import Hypervisor
+    from xenlite.toolstack.domain_config import DomainConfig
+
+
+def let_in(
+    options: argparse.Namespace,
+    configs: Sequence[DomainConfig],
+    hypervisor: Hypervisor,
+    cleanup: ExitStack,
+) -> Callable[[int, str], None]:
+    """Listen for debuggers until ``cleanup``; return what is to hear of each domain.
+
+    Says where, a line for each domain. Raises ConfigError.
+    """
+    kernels = {config.name: config.kernel for config in configs}
+    listeners = GdbListeners(
+        options.gdb or GDB_ADDRESS,
+        list(kernels),
+        hypervisor.control(),
+        hypervisor.defer,
+        exit_status,
+        waits=options.gdb_wait,
+    )
+    cleanup.callback(listeners.close)
+    for name, address in listeners.addresses().items():
+        command = shlex.join(["gdb", str(kernels[name]), "-ex", f"target remote {address}"])
+        sys.stderr.write(f"xenlite: {name}: {command}\n")
+    sys.stderr.flush()
+    return listeners.built

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""gdb's ``monitor`` commands: what only a hypervisor knows of its guest, in lines to read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from xenlite.abi.x86_32p import (
+    DOMID_INVALID,
+    DOMID_XEN,
+    ERRNO_NAMES,
+    HYPERCALL_ARGS,
+    HYPERCALL_NAMES,
+    SHUTDOWN_NAMES,
+    VIRQ_NAMES,
+    GTF_readonly,
+)
+from xenlite.debug_doors import StopKind, Writer
+from xenlite.doors import HypercallRecord
+from xenlite.errors import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from xenlite.debug_doors import Change, Debugger, DebugStop
+    from xenlite.doors import Control
+
+HELP: Final = """\
+domain                      the domain, and what it does
+vcpus                       each vCPU, and its events
+walk ADDRESS                the page tables on the way to an address
+p2m PFN                     the machine frame of a page
+frame MFN                   a machine frame: whose, what, how often, who maps it
+ports                       the open event ports
+grants                      the pages on offer to others
+log [N]                     the last hypercalls (64 are remembered)
+break-hypercall NAME ...    stop before these are made; none: at no more
+break-refused on|off        stop behind each refused one (off)
+break-crash on|off          stop where the domain would crash (on)
+why                         the last error, in words
+"""
+_PTE_FLAGS: Final = (
+    ("present", 0), ("writable", 1), ("user", 2), ("accessed", 5), ("dirty", 6), ("global", 8),
+    ("nx", 63),
+)  # fmt: skip
+_PTE_MFN: Final = 0xFFFFFFF
+_LONGEST_INSTRUCTION: Final = 15
+_OWNERS: Final = {DOMID_XEN: "xenlite", DOMID_INVALID: "nobody: free"}
+
+
+class Monitor:
+    """The commands of one session."""
+
+    def __init__(self, control: Control, debugger: Debugger, domid: int) -> None:
+        self._control = control
+        self._debugger = debugger
+        self._domid = domid
+        self.last_refusal: Refused | None = None
+        self._commands: dict[str, Callable[[Sequence[str], int], str]] = {
+            "help": lambda _words, _vcpu: HELP,
+            "domain": self._domain,
+            "vcpus": self._vcpus,
+            "walk": self._walk,
+            "p2m": self._p2m,
+            "frame": self._frame,
+            "ports": self._ports,
+            "grants": self._grants,
+            "log": self._log,
+            "break-hypercall": self._break_hypercall,
+            "break-refused": lambda words, _vcpu: self._switch(
+                words, lambda wanted: self._debugger.break_on_refusals(wanted=wanted)
+            ),
+            "break-crash": lambda words, _vcpu: self._switch(
+                words, lambda wanted: self._debugger.break_on_crash(wanted=wanted)
+            ),
+            "why": self._why,
+        }
+
+    def run(self, line: str, vcpu: int) -> str:
+        """Carry out a command for the selected vCPU; return what to show."""
+        words = line.split()
+        command = self._commands.get(words[0] if words else "help")
+        if command is None:
+            return f"no such command: {words[0]}; monitor help lists them\n"
+        try:
+            return command(words[1:], vcpu)
+        except Refused as refused:
+            return f"refused: {refused}\n"
+        except _UsageError as error:
+            return f"{error}\n"
+
+    # -- commands -----------------------------------------------------------------------------
+
+    def _domain(self, _words: Sequence[str], _vcpu: int) -> str:
+        info = self._control.info(self._domid)
+        lines = [
+            f"domain {info.domid} {info.name!r}: {info.state.name.lower()}, {info.vcpus} vCPUs",
+            f"{info.pages} pages of at most {info.max_pages}",
+            f"shared_info in mfn {info.shared_info_mfn:#x}",
+        ]
+        if info.shutdown_reason is not None:
+            lines.append(f"shut down: {SHUTDOWN_NAMES.get(info.shutdown_reason)}")
+        return _lines(lines)
+
+    def _vcpus(self, _words: Sequence[str], _vcpu: int) -> str:
+        lines = []
+        for one in self._debugger.vcpus():
+            events = "pending" if one.upcall_pending else "none pending"
+            mask = "masked" if one.upcall_masked else "not masked"
+            line = f"vcpu {one.vcpu}: {one.state}, events {events}, {mask}"
+            if one.has_registers:
+                registers = self._control.registers(self._domid, one.vcpu)
+                ring = registers["cs"] & 3
+                line += f", eip {registers['eip']:#x}, ring {ring}, cr3 {registers['cr3']:#x}"
+            lines.append(line)
+        return _lines(lines)
+
+    def _walk(self, words: Sequence[str], vcpu: int) -> str:
+        steps = self._debugger.walk(vcpu, _address(words))
+        lines = [
+            f"L{step.level} entry at {step.maddr:#010x}: {_entry(step.entry)}" for step in steps
+        ]
+        return _lines(lines) if lines else "this vCPU has no page tables\n"
+
+    def _p2m(self, words: Sequence[str], _vcpu: int) -> str:
+        pfn = _address(words)
+        mfn = self._debugger.frame_of(pfn)
+        return f"pfn {pfn:#x}: " + ("none\n" if mfn is None else f"mfn {mfn:#x}\n")
+
+    def _frame(self, words: Sequence[str], _vcpu: int) -> str:
+        info = self._debugger.frame(_address(words))
+        owner = _OWNERS.get(info.owner, f"domain {info.owner}")
+        pinned = ", pinned" if info.is_pinned else ""
+        return _lines(
+            [
+                f"mfn {info.mfn:#x}: owner {owner}; type {info.kind}, used {info.type_count} times"
+                f" as such{pinned}; {info.refs} references; pfn {info.pfn:#x}",
+                *(f"  mapped by the L1 entry at {maddr:#010x}" for maddr in info.mapped_by),
+            ]
+        )
+
+    def _ports(self, _words: Sequence[str], _vcpu: int) -> str:
+        lines = []
+        for port in self._debugger.ports():
+            end = {
+                "interdomain": f" with domain {port.remote} port {port.remote_port}",
+                "unbound": f" for domain {port.remote}",
+                "virq": f" {VIRQ_NAMES.get(port.virq, port.virq)}",
+            }.get(port.state, "")
+            flags = (" pending" if port.is_pending else "") + (" masked" if port.is_masked else "")
+            lines.append(f"port {port.port}: {port.state}{end}, to vcpu {port.vcpu}{flags}")
+        return _lines(lines) if lines else "no open port\n"
+
+    def _grants(self, _words: Sequence[str], _vcpu: int) -> str:
+        lines = [
+            f"grant {one.ref}: mfn {one.mfn:#x} to domain {one.to},"
+            f" {'read-only' if one.flags & GTF_readonly else 'writable'},"
+            f" mapped {one.mappings} times, {one.writable_mappings} for writing"
+            for one in self._debugger.grants()
+        ]
+        return _lines(lines) if lines else "no grants\n"
+
+    def _log(self, words: Sequence[str], _vcpu: int) -> str:
+        records = self._debugger.hypercalls()
+        if words:
+            records = records[-max(_number(words[0], 10), 1) :]
+        return _lines([f"{call(one)}{_result(one.result)}" for one in records]) or "none\n"
+
+    def _break_hypercall(self, words: Sequence[str], _vcpu: int) -> str:
+        if not words:
+            raise _UsageError("which hypercall? (none: at no more)")
+        numbers = {name: number for number, name in HYPERCALL_NAMES.items()}
+        wanted = [] if list(words) == ["none"] else list(words)
+        unknown = [name for name in wanted if name not in numbers]
+        if unknown:
+            raise _UsageError(f"no such hypercall: {' '.join(unknown)}")
+        self._debugger.break_on_hypercalls([numbers[name] for name in wanted])
+        return f"stops before: {' '.join(wanted) or 'none'}\n"
+
+    def _switch(self, words: Sequence[str], switch: Callable[[bool], None]) -> str:
+        if list(words) not in (["on"], ["off"]):
+            raise _UsageError("on or off?")
+        switch(words[0] == "on")
+        return f"{words[0]}\n"
+
+    def _why(self, _words: Sequence[str], _vcpu: int) -> str:
+        return "no error yet\n" if self.last_refusal is None else f"{self.last_refusal}\n"
+
+
+class _UsageError(Exception):
+    """The command is not written as it must be."""
+
+
+def describe(control: Control, domid: int, stop: DebugStop) -> str:
+    """Say in a line what a stop is about, where gdb itself cannot know; else nothing."""
+    if stop.change is not None:
+        return f"xenlite: {_change(control, domid, stop.vcpu, stop.change)}\n"
+    if stop.hypercall is not None:
+        return f"xenlite: before {call(stop.hypercall)}\n"
+    if stop.refusal is not None:
+        refusal = stop.refusal
+        record = HypercallRecord(refusal.number, refusal.arguments, None)
+        error = ERRNO_NAMES.get(refusal.errno, str(refusal.errno))
+        argument = refusal.argument
+        what = hex(argument) if isinstance(argument, int) else argument
+        detail = "" if what is None else f" ({what})"
+        return f"xenlite: refused: {call(record)} = -{error}: {refusal.rule}{detail}\n"
+    if stop.kind is StopKind.CRASH:
+        return f"xenlite: the domain would crash here: {stop.crash}\n"
+    return ""
+
+
+def call(record: HypercallRecord) -> str:
+    """Write a hypercall with its registers, by the names of the arguments that they hold."""
+    name = HYPERCALL_NAMES.get(record.number, f"hypercall {record.number}")
+    words = iter(record.arguments)
+    arguments = []
+    for argument, kind in HYPERCALL_ARGS.get(name, ()):
+        value = next(words, 0)
+        if kind == "uint64":
+            value |= next(words, 0) << 32
+        arguments.append(f"{argument}={value:#x}")
+    return f"{name}({', '.join(arguments)})"
+
+
+def _result(value: int | None) -> str:
+    if value is None:
+        return ""
+    signed = value - (1 << 32) if value >> 31 else value
+    error = ERRNO_NAMES.get(-signed) if signed < 0 else None
+    return f" = {signed:#x}" if error is None else f" = -{error}"
+
+
+def _change(control: Control, domid: int, vcpu: int, change: Change) -> str:
+    old, new = (int.from_bytes(content, "little") for content in (change.old, change.new))
+    digits = 2 * len(change.new)
+    at = f"{len(change.new)} bytes at {change.vaddr:#x}"
+    place = f"{change.eip:#x}{_instruction(control, domid, vcpu, change.eip)}"
+    if change.old == change.new:
+        return f"{at}: {new:#0{digits + 2}x}, used by the instruction at {place}"
+    who = {
+        Writer.INSTRUCTION: f"by the instruction at {place}",
+        Writer.HYPERVISOR: f"by the hypervisor, in the trap of the instruction at {place}",
+        Writer.OUTSIDE: "between two turns: by xenlite, a backend or another domain",
+    }[change.writer]
+    return f"{at}: {old:#0{digits + 2}x} -> {new:#0{digits + 2}x}, {who}"
+
+
+def _instruction(control: Control, domid: int, vcpu: int, eip: int) -> str:
+    import capstone
+
+    code = control.read_virtual(domid, vcpu, eip, _LONGEST_INSTRUCTION)
+    engine = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
+    for _, _, mnemonic, operands in engine.disasm_lite(code, eip, 1):
+        return f" ({mnemonic} {operands})".replace(" )", ")")
+    return ""
+
+
+def _entry(entry: int) -> str:
+    flags = [name for name, bit in _PTE_FLAGS if entry >> bit & 1]
+    return f"{entry:#018x}, mfn {entry >> 12 & _PTE_MFN:#x}, {' '.join(flags) or 'not present'}"
+
+
+def _address(words: Sequence[str]) -> int:
+    if len(words) != 1:
+        raise _UsageError("one number, please: 0x10 or 16")
+    return _number(words[0], 0)
+
+
+def _number(word: str, base: int) -> int:
+    try:
+        number = int(word, base)
+    except ValueError:
+        raise _UsageError(f"not a number: {word}") from None
+    if not 0 <= number < 1 << 32:
+        raise _UsageError(f"not a number of 32 bits: {word}")
+    return number
+
+
+def _lines(lines: Sequence[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
