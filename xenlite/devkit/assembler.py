@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Assemble guest kernels and fragments of them: Intel syntax, Keystone inside.
+"""Assemble guest kernels, their programs, and fragments: Intel syntax, Keystone inside.
 
-`assemble` gives a kernel as a value, `assemble_fragment` a few instructions at an address; for the
+`assemble` gives a kernel or a program as a value, `assemble_fragment` a few instructions at an address; for the
 ELF file of a kernel, kept as long as no source changes, see kernel_cache.py. What a source may say
 stands in assembly_source.py; every fault is an `AssemblyError` with file and line.
 
@@ -70,7 +70,10 @@ class AssembledSymbol:
 
 @dataclass(frozen=True, slots=True)
 class AssembledKernel:
-    """A kernel at its virtual addresses, before it is a file."""
+    """A kernel or a program at its virtual addresses, before it is a file.
+
+    `virt_base` is what the kernel's note says, 0 without one. A program has no notes.
+    """
 
     virt_base: int
     entry: int
@@ -100,18 +103,25 @@ class Fragment:
 
 
 def assemble(
-    source: Path, *, include_dirs: Sequence[Path] = (), defines: Mapping[str, int] | None = None
+    source: Path,
+    *,
+    base: int | None = None,
+    include_dirs: Sequence[Path] = (),
+    defines: Mapping[str, int] | None = None,
 ) -> AssembledKernel:
-    """Assemble a kernel; `defines` are constants as if by `.equ`. Raise `AssemblyError`."""
+    """Assemble a kernel or, at `base`, a program. Raise `AssemblyError`.
+
+    A kernel's base is its note VIRT_BASE; `defines` are constants as if by `.equ`.
+    """
     program = Source((*include_dirs, *include_directories()), defines or {})
     program.read_file(source)
-    base = _virt_base(program)
-    image = _assemble_unit(program, base, PAGE_SIZE)
+    virt_base = _virt_base(program)
+    image = _assemble_unit(program, virt_base if base is None else base, PAGE_SIZE)
     entry = image.symbols.get(ENTRY_SYMBOL)
     if entry is None:
-        raise _error(str(source), f"no label {ENTRY_SYMBOL}: a kernel starts there")
+        raise _error(str(source), f"no label {ENTRY_SYMBOL}: execution starts there")
     return AssembledKernel(
-        base, entry, image.sections, _symbols(program, image), _notes(program, image)
+        virt_base, entry, image.sections, _symbols(program, image), _notes(program, image)
     )
 
 
