@@ -4,7 +4,7 @@
 ====================  ===========================================================================
 `NAME.s`              assembled, a static ELF file at 0x08048000: `bin/NAME`
 `NAME.c`              compiled with the sources of `lib`, the same: `bin/NAME`
-`lib/`                what they include and are linked with; not packed
+`lib/`, `.inc`, `.h`  what they include and are linked with; not packed
 any other file        packed as it is, under its name
 ====================  ===========================================================================
 
@@ -38,7 +38,7 @@ def pack(directory: Path, compiler: str | None) -> bytes:
     with tempfile.TemporaryDirectory(prefix="xenlite-") as scratch:
         maker: Compiler | None = None
         for path in files_of(directory):
-            if path.is_relative_to(library):
+            if path.is_relative_to(library) or path.suffix in {".inc", ".h"}:
                 continue
             is_program = path.parent == directory and path.suffix in {".s", ".c"}
             if path.suffix == ".c" and is_program and compiler is None:

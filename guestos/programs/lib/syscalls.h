@@ -16,11 +16,18 @@ enum {
     SYS_kill = 37,
     SYS_pipe = 42,
     SYS_brk = 45,
+    SYS_setpgid = 57,
+    SYS_dup2 = 63,
     SYS_getppid = 64,
+    SYS_reboot = 88,
     SYS_sched_yield = 158,
     SYS_nanosleep = 162,
     SYS_clock_gettime = 265,
+    SYS_processes = 512,
     SYS_memory = 513,
+    SYS_vcpu = 514,
+    SYS_balloon = 515,
+    SYS_directory = 516,
 };
 
 enum { STDIN, STDOUT, STDERR };
