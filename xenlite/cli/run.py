@@ -99,8 +99,8 @@ def _by_file(words: Iterable[str]) -> list[tuple[Path, list[str]]]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the domains of ``options.words``; return the exit status."""
-    note = _say if options.verbose else None
-    configs = [config for _, config in load_all(options.words, note)]
+    left_out = _say if options.verbose else None
+    configs = [config for _, config in load_all(options.words, left_out)]
     names = [config.name for config in configs]
 
     from xenlite.cli.consoles import join

@@ -89,6 +89,7 @@ class PageTables:
         self._kind = self._frames.kind
         self._type_count = self._frames.type_count
         self._refs = self._frames.refs
+        self._executable = self._frames.executable
         self._m64 = self._memory.m64
         self._code = self._memory.code
         # Where the L1 of each 2 MiB region lies in ``m64``, for the current address space.
@@ -218,8 +219,11 @@ class PageTables:
                     else:
                         self._put_write(mfn)
                 self._m64[slot] = new
-                if changed >= PTE_NX and new < PTE_NX and not self._code[mfn]:
-                    self._memory.mark_code(mfn, self._engine)
+                if changed >= PTE_NX:
+                    if new < PTE_NX:
+                        self._get_execute(mfn)
+                    else:
+                        self._executable[mfn] -= 1
                 if old & PTE_A and not self._tlb.stale:
                     self._tlb.revoke()
                 return
@@ -228,8 +232,8 @@ class PageTables:
             if new & PTE_RW:
                 self._get_write(mfn)
             self._refs[mfn] += 1
-            if new < PTE_NX and not self._code[mfn]:
-                self._memory.mark_code(mfn, self._engine)
+            if new < PTE_NX:
+                self._get_execute(mfn)
         self._m64[slot] = new
         if old & PTE_P:
             if old & PTE_A and not self._tlb.stale:
@@ -295,8 +299,21 @@ class PageTables:
             self._tlb.revoke()
             self.deferred.append((old & PTE_ADDRESS) >> 12)
 
+    def _get_execute(self, mfn: int) -> None:
+        """Count a mapping that code may run through; the first finds no translations.
+
+        What the guest has written through an alias with NX since the last one was taken away has
+        left the old ones as they were (tests/architecture/test_engine_facts.py).
+        """
+        self._executable[mfn] += 1
+        if self._executable[mfn] == 1 and self._code[mfn]:
+            self._memory.wrote(mfn)
+        self._memory.mark_code(mfn, self._engine)
+
     def _put_l1_entry(self, entry: int) -> None:
         mfn = (entry & PTE_ADDRESS) >> 12
+        if entry < PTE_NX:
+            self._executable[mfn] -= 1
         if entry & PTE_RW:
             self._put_write(mfn)
         left = self._refs[mfn] - 1
@@ -438,8 +455,8 @@ class PageTables:
         if entry & PTE_RW:
             self._get_write(mfn)
         self._refs[mfn] += 1
-        if entry < PTE_NX and not self._code[mfn]:
-            self._memory.mark_code(mfn, self._engine)
+        if entry < PTE_NX:
+            self._get_execute(mfn)
 
     def _promote_l2(self, mfn: int) -> None:
         base = mfn * ENTRIES

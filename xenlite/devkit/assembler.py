@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Assemble guest kernels, their programs, and fragments: Intel syntax, Keystone inside.
 
-`assemble` gives a kernel or a program as a value, `assemble_fragment` a few instructions at an address; for the
-ELF file of a kernel, kept as long as no source changes, see kernel_cache.py. What a source may say
-stands in assembly_source.py; every fault is an `AssemblyError` with file and line.
+`assemble` gives a kernel or a program as a value, `assemble_fragment` a few instructions at an
+address; for the ELF file of a kernel, kept as long as no source changes, see kernel_cache.py. What
+a source may say stands in assembly_source.py; every fault is an `AssemblyError` with file and line.
 
 A unit goes to Keystone whole, all sections in one address space, so that it resolves labels and
 chooses jump forms. It gives no symbols back: a table of `.long label` at the end of the unit does.

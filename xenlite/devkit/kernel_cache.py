@@ -77,9 +77,7 @@ def include_directories() -> tuple[Path, ...]:
     return tuple(path for path in candidates if path.is_dir())
 
 
-def content_hash(
-    sources: Iterable[Path], *, drivers: Iterable[str] = (), also: bytes = b""
-) -> str:
+def content_hash(sources: Iterable[Path], *, drivers: Iterable[str] = (), also: bytes = b"") -> str:
     """Return a hash of `sources`, of all that they include, and of the code that builds them.
 
     That is the assembler and the files `drivers` of this package; `also` is hashed as it is.

@@ -108,4 +108,3 @@ def _run(command: list[str], directory: Path) -> subprocess.CompletedProcess[str
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return subprocess.CompletedProcess(command, 1, "", str(error))
-

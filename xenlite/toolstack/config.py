@@ -161,8 +161,8 @@ KEYS: Final = {
     "cmdline": Key(_cmdline, "Command line for the kernel.", _TEXT, ""),
     "ramdisk": Key(
         _path,
-        "Initial RAM disk, handed to the kernel as it is; or a directory of programs, which is built"
-        " and packed into an archive. Relative to this file.",
+        "Initial RAM disk, handed to the kernel as it is; or a directory of programs, which are"
+        " built and packed into an archive. Relative to this file.",
         _PATH,
     ),
     "memory": Key(_memory, "Memory at the start: MiB, or a size such as `32M`.", _SIZE, 32),
