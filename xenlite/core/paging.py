@@ -98,6 +98,8 @@ class PageTables:
         self.work_left = WORK_BUDGET
         self.kept: set[int] = set()  # one reference of each
         self.deferred: list[int] = []
+        self._get_l1_entry = self._make_get_l1_entry()
+        self._put_l1_entry = self._make_put_l1_entry()
         self.set_l1 = self._make_set_l1()
         self._validators: dict[int, Callable[[int], None]] = {
             L1: self._promote_l1,
@@ -173,72 +175,72 @@ class PageTables:
         ``slot`` is an index into ``memory.m64``. Raises Refused: EINVAL for bits, EBUSY for a frame
         that may not be mapped so.
 
-        Here only flags change, of an entry that stays present, and none that would have to be
-        refused: the rest of the entry was validated before. 0.3 us where the long way takes 0.5.
+        Here an entry comes, or goes, or only flags of it change, and none that would have to be
+        refused: the rest of it was validated before. 0.3 us where the long way takes 0.5.
         """
         m64, kind, type_count, tlb = self._m64, self._kind, self._type_count, self._tlb
         get_write, replace_l1 = self._get_write, self._replace_l1
+        get_l1_entry, put_l1_entry = self._get_l1_entry, self._put_l1_entry
 
         def set_l1(slot: int, new: int) -> None:
             old = m64[slot]
             changed = old ^ new
-            if not changed:
-                return
-            if changed & _MORE_THAN_L1_FLAGS or not old & PTE_P:
+            if not old & PTE_P:
+                if new & PTE_P:
+                    get_l1_entry(new, EBUSY)
+                m64[slot] = new
+            elif not new & PTE_P:
+                m64[slot] = new
+                if old & PTE_A and not tlb.stale:
+                    tlb.revoke()
+                put_l1_entry(old)
+            elif changed & _MORE_THAN_L1_FLAGS:
                 replace_l1(slot, old, new)
-                return
-            if changed & PTE_RW:
-                mfn = (new & PTE_ADDRESS) >> 12
-                if not new & PTE_RW:
-                    left = type_count[mfn] - 1
-                    type_count[mfn] = left
-                    if not left:
-                        kind[mfn] = NONE
-                elif kind[mfn] == WRITABLE:
-                    type_count[mfn] += 1
-                else:
-                    get_write(mfn)
-            m64[slot] = new
-            if not tlb.stale and old & PTE_A:
-                tlb.revoke()
+            elif changed:
+                if changed & PTE_RW:
+                    mfn = (new & PTE_ADDRESS) >> 12
+                    if not new & PTE_RW:
+                        left = type_count[mfn] - 1
+                        type_count[mfn] = left
+                        if not left:
+                            kind[mfn] = NONE
+                    elif kind[mfn] == WRITABLE:
+                        type_count[mfn] += 1
+                    else:
+                        get_write(mfn)
+                m64[slot] = new
+                if old & PTE_A and not tlb.stale:
+                    tlb.revoke()
 
         return set_l1
 
     def _replace_l1(self, slot: int, old: int, new: int) -> None:
-        """Replace any entry of a validated L1 by a different one."""
+        """Replace a present entry of a validated L1 by a different one that is present, too."""
         changed = old ^ new
-        if new & PTE_P:
-            if new & L1_REFUSED:
-                raise Refused(EINVAL, "paging.l1-bits", new)
-            mfn = (new & PTE_ADDRESS) >> 12
-            if old & PTE_P and not changed & PTE_ADDRESS:
-                # The frame keeps its reference: at most the right to write comes or goes.
-                if changed & PTE_RW:
-                    if new & PTE_RW:
-                        self._get_write(mfn)
-                    else:
-                        self._put_write(mfn)
-                self._m64[slot] = new
-                if changed >= PTE_NX:
-                    if new < PTE_NX:
-                        self._get_execute(mfn)
-                    else:
-                        self._executable[mfn] -= 1
-                if old & PTE_A and not self._tlb.stale:
-                    self._tlb.revoke()
-                return
-            if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
-                raise Refused(EBUSY, "frames.not-owned", mfn)
-            if new & PTE_RW:
-                self._get_write(mfn)
-            self._refs[mfn] += 1
-            if new < PTE_NX:
-                self._get_execute(mfn)
-        self._m64[slot] = new
-        if old & PTE_P:
+        if changed & PTE_ADDRESS:
+            self._get_l1_entry(new, EBUSY)
+            self._m64[slot] = new
             if old & PTE_A and not self._tlb.stale:
                 self._tlb.revoke()
             self._put_l1_entry(old)
+            return
+        # The frame keeps its reference: at most the rights to write and to execute come or go.
+        if new & L1_REFUSED:
+            raise Refused(EINVAL, "paging.l1-bits", new)
+        mfn = (new & PTE_ADDRESS) >> 12
+        if changed & PTE_RW:
+            if new & PTE_RW:
+                self._get_write(mfn)
+            else:
+                self._put_write(mfn)
+        self._m64[slot] = new
+        if changed >= PTE_NX:
+            if new < PTE_NX:
+                self._get_execute(mfn)
+            else:
+                self._executable[mfn] -= 1
+        if old & PTE_A and not self._tlb.stale:
+            self._tlb.revoke()
 
     def _get_write(self, mfn: int) -> None:
         """Take a writable type reference on a frame whose owner was checked."""
@@ -310,17 +312,54 @@ class PageTables:
             self._memory.wrote(mfn)
         self._memory.mark_code(mfn, self._engine)
 
-    def _put_l1_entry(self, entry: int) -> None:
-        mfn = (entry & PTE_ADDRESS) >> 12
-        if entry < PTE_NX:
-            self._executable[mfn] -= 1
-        if entry & PTE_RW:
-            self._put_write(mfn)
-        left = self._refs[mfn] - 1
-        if left:
-            self._refs[mfn] = left
-        else:
-            self._frames.put_page(mfn)
+    def _make_get_l1_entry(self) -> Callable[[int, int], None]:
+        """Bind ``get_l1_entry(entry, errno)``: take the references of a present entry.
+
+        Raises Refused: EINVAL for bits, ``errno`` for a foreign frame, EBUSY for one that must not
+        be written.
+        """
+        nr_frames, owner, domid, refs = self._nr_frames, self._owner, self._domid, self._refs
+        kind, type_count = self._kind, self._type_count
+        get_write, get_execute = self._get_write, self._get_execute
+
+        def get_l1_entry(entry: int, errno: int) -> None:
+            if entry & L1_REFUSED:
+                raise Refused(EINVAL, "paging.l1-bits", entry)
+            mfn = (entry & PTE_ADDRESS) >> 12
+            if mfn >= nr_frames or owner[mfn] != domid:
+                raise Refused(errno, "frames.not-owned", mfn)
+            if entry & PTE_RW:
+                if kind[mfn] == WRITABLE:
+                    type_count[mfn] += 1
+                else:
+                    get_write(mfn)
+            refs[mfn] += 1
+            if entry < PTE_NX:
+                get_execute(mfn)
+
+        return get_l1_entry
+
+    def _make_put_l1_entry(self) -> Callable[[int], None]:
+        """Bind ``put_l1_entry(entry)``: give back the references of an entry that was present."""
+        kind, type_count, refs = self._kind, self._type_count, self._refs
+        executable, put_page = self._executable, self._frames.put_page
+
+        def put_l1_entry(entry: int) -> None:
+            mfn = (entry & PTE_ADDRESS) >> 12
+            if entry < PTE_NX:
+                executable[mfn] -= 1
+            if entry & PTE_RW:
+                left = type_count[mfn] - 1
+                type_count[mfn] = left
+                if not left:
+                    kind[mfn] = NONE
+            left = refs[mfn] - 1
+            if left:
+                refs[mfn] = left
+            else:
+                put_page(mfn)
+
+        return put_l1_entry
 
     # -- pins and CR3 -------------------------------------------------------------------------
 
@@ -435,28 +474,17 @@ class PageTables:
 
     def _promote_l1(self, mfn: int) -> None:
         self.work_left -= _L1_WORK
+        get_l1_entry = self._get_l1_entry
         taken = []
         try:
-            for entry in _TABLE.unpack_from(self._memory.m8, mfn << PAGE_SHIFT):
+            for entry in filter(None, _TABLE.unpack_from(self._memory.m8, mfn << PAGE_SHIFT)):
                 if entry & PTE_P:
-                    self._get_l1_entry(entry)
+                    get_l1_entry(entry, EINVAL)
                     taken.append(entry)
         except Refused:
             for entry in taken:
                 self._put_l1_entry(entry)
             raise
-
-    def _get_l1_entry(self, entry: int) -> None:
-        if entry & L1_REFUSED:
-            raise Refused(EINVAL, "paging.l1-bits", entry)
-        mfn = (entry & PTE_ADDRESS) >> 12
-        if mfn >= self._nr_frames or self._owner[mfn] != self._domid:
-            raise Refused(EINVAL, "frames.not-owned", mfn)
-        if entry & PTE_RW:
-            self._get_write(mfn)
-        self._refs[mfn] += 1
-        if entry < PTE_NX:
-            self._get_execute(mfn)
 
     def _promote_l2(self, mfn: int) -> None:
         base = mfn * ENTRIES
@@ -546,9 +574,10 @@ class PageTables:
         entries = _TABLE.unpack_from(self._memory.m8, mfn << PAGE_SHIFT)
         if kind == L1:
             self.work_left -= _L1_WORK
-            for entry in entries:
+            put_l1_entry = self._put_l1_entry
+            for entry in filter(None, entries):
                 if entry & PTE_P:
-                    self._put_l1_entry(entry)
+                    put_l1_entry(entry)
             return
         self.forget_walks()
         guest_slots = {L2: ENTRIES, L2XEN: HOLE_SLOT, L3: L3_ENTRIES}[kind]
