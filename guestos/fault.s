@@ -166,7 +166,8 @@ user_copy_in:
     mov esi, edx
     jmp .Lcopy_check
 
-# Copy to a program. In: eax = where to, in the program, edx = where from, ecx = bytes. Out: as above.
+# Copy to a program. In: eax = where to, in the program, edx = where from, ecx = bytes. Out: as
+# above.
 user_copy_out:
     push esi
     push edi
