@@ -22,6 +22,7 @@ MIB = 1 << 20
 END_OF_TIME_NS = 1 << 62
 HOLE = 0xF5800000
 LOOKS = 200
+NAP = "sleep 0.02"
 
 
 def ramdisk() -> dict[str, int]:
@@ -75,13 +76,16 @@ class Machine:
 
     def memory(self) -> dict[str, int]:
         """Ask how memory is used: what each count of `mem` says."""
-        lines = self.command("mem").splitlines()
-        return {name: int(count) for name, count in map(str.split, lines)}
+        return {name: int(count) for name, count in map(str.split, self._answer("mem"))}
 
     def processes(self) -> dict[int, str]:
         """Ask for the processes but the one that answers: names by id."""
-        lines = [line.split() for line in self.command("ps").splitlines()[1:]]
-        return {int(words[0]): words[-1] for words in lines if words[-1] != "ps"}
+        rows = [line.split() for line in self._answer("ps")[1:]]
+        return {int(row[0]): row[-1] for row in rows if row[-1] != "ps"}
+
+    def _answer(self, line: str) -> list[str]:
+        """Type a line; return what is shown, without news of jobs."""
+        return [each for each in self.command(line).splitlines() if not each.startswith("[")]
 
     def process_named(self, name: str) -> int:
         """Run until one process has the name; return its id."""
@@ -89,6 +93,7 @@ class Machine:
             found = [key for key, each in self.processes().items() if each == name]
             if len(found) == 1:
                 return found[0]
+            self.command(NAP)
         raise AssertionError(f"not one {name} among {self.processes()}")
 
     def wait_for_quiet(self) -> None:
@@ -96,6 +101,7 @@ class Machine:
         for _ in range(LOOKS):
             if list(self.processes().values()) == ["sh"]:
                 return
+            self.command(NAP)
         raise AssertionError(f"processes are left: {self.processes()}")
 
     def wait_for_end(self) -> int | None:

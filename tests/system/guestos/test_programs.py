@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.support.guestos import LOOKS, PROMPT, Machine, ramdisk
+from tests.support.guestos import LOOKS, NAP, PROMPT, Machine, ramdisk
 
 PROGRAMS = sorted(name.removeprefix("bin/") for name in ramdisk() if name.startswith("bin/"))
 # Words that the program does not understand.
@@ -153,7 +153,7 @@ def test_a_signal_shows_in_the_status(shell: Machine) -> None:
     for _ in range(LOOKS):
         if f"[{sleeper}] ended, status {128 + 9}: sleep 100\n" in answer:
             return
-        answer = shell.command("")
+        answer = shell.command(NAP)
     raise AssertionError(answer)
 
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.support.guestos import LOOKS, PROMPT, Machine
+from tests.support.guestos import LOOKS, NAP, PROMPT, Machine
 
 
 def lines(answer: str) -> list[str]:
@@ -122,7 +122,7 @@ def test_a_job_that_has_ended_is_told_about(shell: Machine) -> None:
     for _ in range(LOOKS):
         if "ended, status 9: sh -c sleep 0.01; exit 9\n" in answer:
             return
-        answer = shell.command("")
+        answer = shell.command(NAP)
     raise AssertionError(answer)
 
 
@@ -185,10 +185,10 @@ def test_what_is_typed_ahead_waits_for_its_turn(shell: Machine) -> None:
 
 
 def test_more_keys_than_all_buffers_hold_arrive(shell: Machine) -> None:
-    count = 500
-    shell.type("true\r" * count + "echo end\r")
+    count = 300
+    shell.type("# nothing\r" * count + "echo end\r")
     for _ in range(count):
-        assert shell.wait_for(PROMPT) == "true\n"
+        assert shell.wait_for(PROMPT) == "# nothing\n"
     assert shell.wait_for(PROMPT) == "echo end\nend\n"
 
 
