@@ -253,15 +253,12 @@ sys_fork:
     mov edi, eax
     call process_current
     mov esi, eax
-    call space_new
+    call space_take
     test eax, eax
     jz .Lfork_undo
     mov [edi + PROCESS_SPACE], eax
     mov edx, [esi + PROCESS_SPACE]
     call space_copy
-    push eax
-    call port_flush_entries
-    pop eax
     test eax, eax
     jnz .Lfork_undo_space
     mov eax, edi
