@@ -8,29 +8,34 @@
 #                    Xen validates its entries in one go. It is emptied by taking that change back.
 #   nobatch, assist  entry by entry: each is a hypercall, or a store that Xen emulates (port.s)
 #
-# So in the first way the two L1 tables that come with a space are ordinary pages while it is empty:
-# closed. What they hold then counts for nothing.
+# So in the first way the L1 table for programs that comes with a space is an ordinary page while the
+# space is empty: closed. What it holds then counts for nothing. (A stack has a page or two: for it,
+# entry by entry is quicker than having Xen look at all of a table.)
 
 .section .text
 
-# Call a routine for each present entry. In: eax = space, edx = routine; ebp and esi pass through to
-# it. The routine: in: eax = slot, edx = address; out: eax = 0 to go on. Out: eax = 0, or what the
-# routine stopped with.
-space_walk:
+# Call a routine for each present entry of a program. In: eax = space, edx = routine; ebp and esi pass
+# through to it. The routine: in: eax = slot, edx = address; out: eax = 0 to go on. Out: eax = 0, or
+# what the routine stopped with.
+space_walk_program:
     push ebx
     push edi
     push edx
     push eax
     mov edx, [eax + SPACE_LOW]
     mov ecx, [eax + SPACE_HIGH]
-    call .Lwalk_range
-    test eax, eax
-    jnz .Lwalk_out
-    mov eax, [esp]
+    jmp .Lwalk_begin
+
+# The same for its stack.
+space_walk_stack:
+    push ebx
+    push edi
+    push edx
+    push eax
     mov edx, [eax + SPACE_STACK_LOW]
     mov ecx, STACK_TOP
+.Lwalk_begin:
     call .Lwalk_range
-.Lwalk_out:
     add esp, 8
     pop edi
     pop ebx
@@ -75,38 +80,28 @@ space_walk:
     pop ecx
     ret
 
-# -- the tables that come with a space -------------------------------------------------------
+# -- the table that comes with a space -------------------------------------------------------
 
-# Have the two L1 tables of a space in place, and empty if they were not. In: eax = space. The list of
+# Have the L1 table for programs in place, and empty if it was not. In: eax = space. The list of
 # changes is empty, before and after.
-space_open_tables:
-    push ebx
-    mov ebx, eax
-    mov eax, [ebx + SPACE_L2_PROGRAM]
+space_open_program:
+    mov edx, [eax + SPACE_L1_PROGRAM]
+    mov eax, [eax + SPACE_L2_PROGRAM]
     add eax, PROGRAM_L2_SLOT * 8
-    mov edx, [ebx + SPACE_L1_PROGRAM]
-    call space_open_table
-    mov eax, [ebx + SPACE_L2_STACK]
-    add eax, STACK_L2_SLOT * 8
-    mov edx, [ebx + SPACE_L1_STACK]
-    call space_open_table
-    pop ebx
-    jmp port_flush_entries
 
-# One of them. In: eax = slot of the entry above it, edx = table.
+# Make an empty table of a page, unless it is one. In: eax = slot of the entry above it, edx = page.
 space_open_table:
     test dword ptr [eax], _PAGE_PRESENT
     jnz .Lopen_table_done
-    push edi
     push eax
-    push edx
-    mov edi, edx
-    xor eax, eax
-    mov ecx, PAGE_SIZE / 4
-    rep stosd
-    pop edx
+    mov eax, edx
+    call page_clear
+    mov edx, eax
     pop eax
-    pop edi
+    call space_hook_table
+    jmp port_flush_entries
+.Lopen_table_done:
+    ret
 
 # Make a filled page a table. In: eax = slot of the entry above it, edx = table.
 space_hook_table:
@@ -121,20 +116,15 @@ space_hook_table:
     pop eax
     call port_set_upper_entry
     pop edx
-.Lopen_table_done:
     ret
 
-# Close both, if they are tables only while they are used. In: ebx = space.
-space_close_tables:
+# Close it, where it is a table only while it is used. In: ebx = space.
+space_close_program:
     cmp byte ptr [port_batching], BATCH_LIST
     jne .Lclose_table_done
     mov eax, [ebx + SPACE_L2_PROGRAM]
     add eax, PROGRAM_L2_SLOT * 8
     mov edx, [ebx + SPACE_L1_PROGRAM]
-    call space_close_table
-    mov eax, [ebx + SPACE_L2_STACK]
-    add eax, STACK_L2_SLOT * 8
-    mov edx, [ebx + SPACE_L1_STACK]
 
 # Make a table an ordinary page, with the next flush of changes. In: eax = slot of the entry above
 # it, edx = table.
@@ -162,9 +152,12 @@ space_clear:
     jne .Lclear_walk
     mov edx, offset space_free_entry
 .Lclear_walk:
-    call space_walk
+    call space_walk_program
+    mov eax, ebx
+    mov edx, offset space_clear_entry
+    call space_walk_stack
     call space_drop_tables
-    call space_close_tables
+    call space_close_program
     mov eax, ebx
     pop ebx
     jmp space_reset
@@ -274,37 +267,34 @@ space_copy:
     je .Lspace_copy_tables
     mov eax, edi
     mov edx, offset space_copy_entry
-    call space_walk
-    jmp .Lspace_copy_flush
+    call space_walk_program
+    jmp .Lspace_copy_stack
 .Lspace_copy_tables:
-    mov eax, [edi + SPACE_LOW]      # first, so that a part can be taken back
-    mov [esi + SPACE_LOW], eax
-    mov eax, [edi + SPACE_HIGH]
-    mov [esi + SPACE_HIGH], eax
-    mov eax, [edi + SPACE_STACK_LOW]
-    mov [esi + SPACE_STACK_LOW], eax
-    mov ebx, [edi + SPACE_LOW]
-    mov ecx, [edi + SPACE_HIGH]
-    call space_copy_range
+    call space_copy_program
+.Lspace_copy_stack:
     test eax, eax
     jnz .Lspace_copy_flush
-    mov ebx, [edi + SPACE_STACK_LOW]
-    mov ecx, STACK_TOP
-    call space_copy_range
+    mov eax, edi
+    mov edx, offset space_copy_entry
+    call space_walk_stack
 .Lspace_copy_flush:
     push eax
     call port_flush_entries
     mov eax, esi
-    call space_open_tables          # those that there was nothing for
+    call space_open_program         # there may have been nothing for it
     pop eax
     pop edi
     pop esi
     pop ebx
     ret
 
-# Copy the tables of a range. In: esi = the other space, edi = the space in use, ebx = first address,
-# ecx = where it ends. Out: eax = 0 or -ENOMEM. Changes ebx.
-space_copy_range:
+# Copy the tables of a program. In: esi = the other space, edi = the space in use. Out: eax = 0 or
+# -ENOMEM. Changes ebx.
+space_copy_program:
+    mov ebx, [edi + SPACE_LOW]      # noted first, so that a part can be taken back
+    mov [esi + SPACE_LOW], ebx
+    mov ecx, [edi + SPACE_HIGH]
+    mov [esi + SPACE_HIGH], ecx
     push ecx
 .Lspace_copy_region:
     cmp ebx, [esp]
@@ -340,13 +330,8 @@ space_copy_table_page:
     mov eax, ebx
     shr eax, L2_SHIFT
     cmp eax, PROGRAM_L2_SLOT
-    jne .Lspace_copy_page_stack
+    jne .Lspace_copy_page_new
     mov eax, [esi + SPACE_L1_PROGRAM]
-    ret
-.Lspace_copy_page_stack:
-    cmp ebx, USER_LIMIT
-    jb .Lspace_copy_page_new
-    mov eax, [esi + SPACE_L1_STACK]
     ret
 .Lspace_copy_page_new:
     call page_take
@@ -365,13 +350,8 @@ space_copy_table:
     push eax
     mov ebp, edx                    # ebp = slot in the table of the space in use
     push ecx
-    push esi
-    mov esi, edx
-    and esi, PAGE_MASK
-    mov edi, eax
-    mov ecx, PAGE_SIZE / 4
-    rep movsd
-    pop esi
+    and edx, PAGE_MASK
+    call page_copy
     mov edi, ebp
     and edi, PAGE_SIZE - 1
     add edi, eax                    # edi = slot in the new one
@@ -405,15 +385,10 @@ space_copy_table:
     pop ecx
     pop edx                         # the new table
     pop ebx
-    mov eax, [esi + SPACE_L2_PROGRAM]
-    cmp ebx, USER_LIMIT
-    jb .Lspace_copy_hook
-    mov eax, [esi + SPACE_L2_STACK]
-.Lspace_copy_hook:
-    mov ecx, ebx
-    shr ecx, L2_SHIFT
-    and ecx, PT_ENTRIES - 1
-    lea eax, [eax + ecx * 8]
+    mov eax, ebx
+    shr eax, L2_SHIFT
+    shl eax, 3
+    add eax, [esi + SPACE_L2_PROGRAM]
     call space_hook_table
     pop ebp
     pop edi

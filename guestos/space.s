@@ -71,12 +71,12 @@ space_new:
     test eax, eax
     jz .Lspace_new_none
     push eax
-    call space_open_tables
+    call space_open_program
     pop eax
 .Lspace_new_none:
     ret
 
-# The same, for space_copy to fill: its L1 tables may be ordinary pages still.
+# The same, for space_copy to fill: the L1 table for programs may be an ordinary page still.
 space_take:
     mov eax, [spaces_spare]
     test eax, eax
@@ -121,10 +121,14 @@ space_build:
     call port_flush_entries
     mov eax, [ebx + SPACE_L3]
     call port_pin
+    mov eax, [ebx + SPACE_L2_STACK]
+    add eax, STACK_L2_SLOT * 8
+    mov edx, [ebx + SPACE_L1_STACK]
+    call space_open_table
     cmp byte ptr [port_batching], BATCH_LIST
     je .Lbuild_done
-    mov eax, ebx                    # the L1 tables stay tables for ever
-    call space_open_tables
+    mov eax, ebx                    # it stays a table for ever
+    call space_open_program
 .Lbuild_done:
     mov eax, ebx
     pop esi
