@@ -498,24 +498,17 @@ port_unpin:
 # begins for traps out of ring 3.
 port_load_space:
     push ebx
-    push esi
-    call port_frame_of
-    push 0                          # struct mmuext_op
     push eax
-    push MMUEXT_NEW_BASEPTR
-    mov esi, esp
-    sub esp, 2 * SIZEOF_MULTICALL_ENTRY
-    mov dword ptr [esp + MULTICALL_ENTRY_OP], HYPERVISOR_stack_switch
-    mov dword ptr [esp + MULTICALL_ENTRY_ARGS], FLAT_KERNEL_SS
-    mov [esp + MULTICALL_ENTRY_ARGS + 4], edx
-    lea edx, [esp + SIZEOF_MULTICALL_ENTRY]
-    call port_put_extended
-    mov ebx, esp
-    call port_multicall
-    add esp, 2 * SIZEOF_MULTICALL_ENTRY + SIZEOF_MMUEXT_OP
-    pop esi
+    mov ebx, FLAT_KERNEL_SS
+    mov ecx, edx
+    HYPERCALL_OR_PANIC stack_switch
+    pop eax
     pop ebx
-    ret
+    call port_frame_of
+    mov edx, eax
+    mov eax, MMUEXT_NEW_BASEPTR
+    xor ecx, ecx
+    jmp port_extended
 
 # native: mov cr3, eax, when the kernel takes over from the boot loader's tables. In: eax = frame of
 # the new L3 table, edx = that of the old one, which no longer counts afterwards.
