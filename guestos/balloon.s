@@ -5,10 +5,14 @@
 # A page that is given back keeps its number and its place above VIRT_BASE, but has no frame: it is
 # neither free nor in use, and nothing is mapped there. Its count says so: PAGE_BALLOONED.
 
+# BALLOON_RESERVE pages are never given: without them no program could start that takes some back.
+
+.equ BALLOON_RESERVE, 64
+
 .section .text
 
 # balloon(pages): give so many pages to the hypervisor, or for a negative number take so many. The
-# answer is how many it was: there may be fewer to give, or to be had.
+# answer is how many it was: there may be fewer to give, or to be had. -ENOMEM for none at all.
 sys_balloon:
     push esi
     push edi
@@ -36,13 +40,23 @@ sys_balloon:
     jmp .Lballoon_take_next
 .Lballoon_out:
     mov eax, esi
+    test esi, esi
+    jnz .Lballoon_answer
+    test edi, edi
+    jz .Lballoon_answer
+    mov eax, -ENOMEM
+.Lballoon_answer:
     pop edi
     pop esi
     ret
 
-# Give one page to the hypervisor. Out: eax = 0 when there is none.
+# Give one page to the hypervisor. Out: eax = 0 when there is none to spare.
 balloon_give:
     push ebx
+    call page_count_free
+    cmp eax, BALLOON_RESERVE
+    mov eax, 0
+    jbe .Lgive_none
     call page_take
     test eax, eax
     jz .Lgive_none

@@ -105,8 +105,8 @@ console_write:
     pop ebx
     ret
 
-# Put one byte into the ring, waiting for room. In: al = the byte, ebx = the ring. Keeps eax. console_lock
-# is held.
+# Put one byte into the ring, waiting for room. In: al = the byte, ebx = the ring. Keeps eax.
+# console_lock is held.
 console_put:
     mov ecx, [ebx + XENCONS_INTERFACE_OUT_PROD]
     mov edx, ecx

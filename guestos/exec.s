@@ -291,8 +291,8 @@ elf_check_segment:
 
 # -- 3: the new address space ----------------------------------------------------------------
 
-# Load every segment into exec_space. In: eax = the file, checked. Out: eax = 0 or -ENOMEM; where the
-# heap begins, in exec_heap and exec_break.
+# Load every segment into exec_space. In: eax = the file, checked. Out: eax = 0 or -ENOMEM; the heap
+# in exec_heap and exec_break.
 exec_segments:
     push esi
     push edi

@@ -136,19 +136,9 @@ fault_copy:
     pop ecx
     test eax, eax
     jz .Ldemand_no_memory
-    push edi
-    push esi
+    mov edx, ecx
     push ecx
-    push eax
-    mov esi, ecx
-    mov edi, eax
-    mov ecx, PAGE_SIZE / 4
-    rep movsd
-    pop eax
-    pop ecx
-    pop esi
-    pop edi
-    push ecx
+    call page_copy
     call fault_map
     pop eax
     call page_free                  # now that nothing of this space maps it
@@ -166,7 +156,8 @@ user_copy_in:
     mov esi, edx
     jmp .Lcopy_check
 
-# Copy to a program. In: eax = where to, in the program, edx = where from, ecx = bytes. Out: as above.
+# Copy to a program. In: eax = where to, in the program, edx = where from, ecx = bytes. Out: as
+# above.
 user_copy_out:
     push esi
     push edi

@@ -10,7 +10,7 @@
 # The last close gives the file back, and tells its kind.
 #
 # A routine of a kind: in: eax = file; for read and write edx = an address of the program, ecx =
-# bytes, at least 1; for ioctl edx = command, ecx = argument. Out: eax = result, -errno for an error.
+# bytes, at least 1; for ioctl edx = command, ecx = argument. Out: eax = result, or -errno.
 #
 # Everything here holds the kernel lock. A routine may sleep: its own descriptor keeps the file.
 

@@ -20,6 +20,7 @@
 #   memory.s    the kernel's own page tables
 #   pages.s     a page allocator that counts users
 #   space.s     address spaces of programs
+#   copy.s      copying and emptying them
 #   fault.s     page faults: demand, copy on write; copying from and to programs
 #   kstack.s    kernel stacks
 #   process.s   processes: fork, exit, waitpid
@@ -71,6 +72,7 @@
 .include "memory.s"
 .include "pages.s"
 .include "space.s"
+.include "copy.s"
 .include "fault.s"
 .include "kstack.s"
 .include "process.s"

@@ -36,15 +36,41 @@ page_alloc:
     call page_take
     test eax, eax
     jz .Lalloc_done
-    push edi
-    push eax
-    mov edi, eax
-    xor eax, eax
-    mov ecx, PAGE_SIZE / 4
-    rep stosd
-    pop eax
-    pop edi
+    call page_clear
 .Lalloc_done:
+    ret
+
+# Fill a page with zeros. In: eax = page. Keeps eax. (Not by rep stosd: an emulated processor begins
+# it anew for each word.)
+page_clear:
+    xor edx, edx
+    lea ecx, [eax + PAGE_SIZE]
+.Lclear_words:
+    .irp offset, 0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60
+    mov [eax + \offset], edx
+    .endr
+    add eax, 64
+    cmp eax, ecx
+    jb .Lclear_words
+    sub eax, PAGE_SIZE
+    ret
+
+# Copy a page. In: eax = where to, edx = where from. Keeps both.
+page_copy:
+    push ebx
+    lea ecx, [eax + PAGE_SIZE]
+.Lcopy_words:
+    .irp offset, 0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60
+    mov ebx, [edx + \offset]
+    mov [eax + \offset], ebx
+    .endr
+    add eax, 64
+    add edx, 64
+    cmp eax, ecx
+    jb .Lcopy_words
+    sub eax, PAGE_SIZE
+    sub edx, PAGE_SIZE
+    pop ebx
     ret
 
 # Take a page that will be overwritten as a whole. Out: eax as above.

@@ -2,7 +2,7 @@
 #
 # Pipes: a ring of bytes in a page, with two files, one for each end.
 #
-#   0 PIPE_WRITTEN   4 PIPE_READ   8 PIPE_ENDS   ...   PIPE_BYTES: PIPE_SIZE bytes, to the page's end
+#   0 PIPE_WRITTEN   4 PIPE_READ   8 PIPE_ENDS   ...   PIPE_BYTES: PIPE_SIZE bytes, to the end
 #
 # The counts of bytes written and read only grow and wrap at 2^32; a byte lies at count % PIPE_SIZE.
 # PIPE_ENDS has a bit for each end that is still open: the end of the file is an empty pipe that
@@ -222,8 +222,8 @@ pipe_write:
     mov esi, eax
     jmp .Lpipe_write_done
 
-# Say how many bytes can be copied at once. In: eax = bytes that there are, ebp = bytes wanted, ecx =
-# the count where they begin. Out: ecx = bytes, edx = where in the ring they begin.
+# Say how many bytes can be copied at once. In: eax = bytes that there are, ebp = bytes wanted,
+# ecx = the count where they begin. Out: ecx = bytes, edx = where in the ring they begin.
 pipe_piece:
     mov edx, ecx
     and edx, PIPE_SIZE - 1

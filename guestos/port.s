@@ -235,8 +235,8 @@ port_frame_of:
     pop ecx
     ret
 
-# native: sub page, VIRT_BASE. Make an entry. In: eax = page, ecx = flags of the lower word, edx = of
-# the upper word. Out: edx:eax. Keeps ecx.
+# native: sub page, VIRT_BASE. Make an entry. In: eax = page, ecx = flags of the lower word, edx =
+# of the upper word. Out: edx:eax. Keeps ecx.
 port_entry_of:
     push ebx
     call port_frame_of
@@ -453,8 +453,8 @@ port_set_mapping:
     xor ecx, ecx
     jmp port_extended
 
-# native: nothing. From now on a page is to be a page table: take the kernel's right to write it, for
-# a frame may be a table or be mapped writable, never both. In: eax = page.
+# native: nothing. From now on a page is to be a page table: take the kernel's right to write it,
+# for a frame may be a table or be mapped writable, never both. In: eax = page.
 port_make_table:
     push eax
     mov ecx, ENTRY_RO
@@ -479,8 +479,8 @@ port_free_table:
     call kernel_slot_of
     jmp port_set_entry
 
-# native: nothing. Have Xen validate a whole address space now, and keep it valid while others are in
-# use. In: eax = the L3 table.
+# native: nothing. Have Xen validate a whole address space now, and keep it valid while others are
+# in use. In: eax = the L3 table.
 port_pin:
     mov edx, MMUEXT_PIN_L3_TABLE
     jmp .Lpin
@@ -498,24 +498,17 @@ port_unpin:
 # begins for traps out of ring 3.
 port_load_space:
     push ebx
-    push esi
-    call port_frame_of
-    push 0                          # struct mmuext_op
     push eax
-    push MMUEXT_NEW_BASEPTR
-    mov esi, esp
-    sub esp, 2 * SIZEOF_MULTICALL_ENTRY
-    mov dword ptr [esp + MULTICALL_ENTRY_OP], HYPERVISOR_stack_switch
-    mov dword ptr [esp + MULTICALL_ENTRY_ARGS], FLAT_KERNEL_SS
-    mov [esp + MULTICALL_ENTRY_ARGS + 4], edx
-    lea edx, [esp + SIZEOF_MULTICALL_ENTRY]
-    call port_put_extended
-    mov ebx, esp
-    call port_multicall
-    add esp, 2 * SIZEOF_MULTICALL_ENTRY + SIZEOF_MMUEXT_OP
-    pop esi
+    mov ebx, FLAT_KERNEL_SS
+    mov ecx, edx
+    HYPERCALL_OR_PANIC stack_switch
+    pop eax
     pop ebx
-    ret
+    call port_frame_of
+    mov edx, eax
+    mov eax, MMUEXT_NEW_BASEPTR
+    xor ecx, ecx
+    jmp port_extended
 
 # native: mov cr3, eax, when the kernel takes over from the boot loader's tables. In: eax = frame of
 # the new L3 table, edx = that of the old one, which no longer counts afterwards.
@@ -626,9 +619,9 @@ port_find_cpu:
     pop ebx
     ret
 
-# native: INIT and SIPI, and code below 1 MB that finds its way to the kernel. Prepare a processor to
-# start at smp_start, on the kernel's address space. In: eax = number, edx = a page of zeros,
-# ecx = top of its stack, of which the context needs nothing later.
+# native: INIT and SIPI, and code below 1 MB that finds its way to the kernel. Prepare a processor
+# to start at smp_start, on the kernel's address space. In: eax = number, edx = a page of zeros, ecx
+# = top of its stack, of which the context needs nothing later.
 port_prepare_cpu:
     push ebx
     mov ebx, edx

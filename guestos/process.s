@@ -10,8 +10,9 @@
 # and its empty address space until its parent has asked for its status; whose parent ends first
 # becomes a child of process 1, which asks always.
 #
-# Killing a process is a mark (PROCESS_KILLED = the signal): it ends itself, when it would go back to
-# ring 3, or when its sleep ends, which the mark does. So nobody takes a process apart from outside.
+# Killing a process is a mark (PROCESS_KILLED = the signal): it ends itself, when it would go back
+# to ring 3, or when its sleep ends, which the mark does. So nobody takes a process apart from
+# outside.
 #
 # States and the mark are schedule_lock's; all other fields are the process's own, or kernel_lock's.
 
@@ -47,7 +48,7 @@
 .equ process_first_slot, process_table + CPUS_MAX * SIZEOF_PROCESS
 .equ process_table_end, process_table + PROCESSES_MAX * SIZEOF_PROCESS
 .equ PROCESS_INHERITED, PROCESS_HAS_FPU - PROCESS_HEAP  # bytes that a child has from its parent
-.equ SWITCH_WORDS, 7                # what schedule_switch leaves on a stack, and where it returns to
+.equ SWITCH_WORDS, 7                # what schedule_switch leaves on a stack, return address and all
 .equ SIZEOF_USER_FRAME, FRAME_EFLAGS + 3 * 4
 .equ PROCESS_FRAME, KSTACK_TOP - SIZEOF_USER_FRAME      # from the base of the stack's block
 
@@ -219,8 +220,8 @@ process_become_init:
     mov eax, SHUTDOWN_crash
     jmp port_shutdown
 
-# With the word "autohalt" on the command line init gets a script of that name, which ends in a halt.
-# Out: eax = a page of arguments, or 0 for none.
+# With the word "autohalt" on the command line init gets a script of that name, which ends in a
+# halt. Out: eax = a page of arguments, or 0 for none.
 process_init_arguments:
     push esi
     push edi
@@ -252,15 +253,12 @@ sys_fork:
     mov edi, eax
     call process_current
     mov esi, eax
-    call space_new
+    call space_take
     test eax, eax
     jz .Lfork_undo
     mov [edi + PROCESS_SPACE], eax
     mov edx, [esi + PROCESS_SPACE]
     call space_copy
-    push eax
-    call port_flush_entries
-    pop eax
     test eax, eax
     jnz .Lfork_undo_space
     mov eax, edi

@@ -6,8 +6,8 @@
 #
 #   0 name, 100 bytes   100 mode, octal digits   124 size, octal digits   156 kind   257 "ustar"
 #
-# Nothing of the archive is believed: a header that makes no sense, or whose file does not lie within
-# the archive, ends it there.
+# Nothing of the archive is believed: a header that makes no sense, or whose file does not lie
+# within the archive, ends it there.
 
 .equ USTAR_NAME, 0
 .equ USTAR_NAME_SIZE, 100

@@ -146,7 +146,9 @@ sys_memory:
     mov [esp + MEMORY_INFO_TOTAL], eax
     call page_count_free
     mov [esp + MEMORY_INFO_FREE], eax
+    imul ecx, [spaces_spare_count], SPACE_TABLES
     mov eax, [tables_pages]
+    sub eax, ecx                    # those of spare address spaces count as free
     mov [esp + MEMORY_INFO_TABLES], eax
     mov eax, [balloon_pages]
     mov [esp + MEMORY_INFO_BALLOONED], eax

@@ -131,7 +131,7 @@ schedule_idle:
     call lock_take
     CPU ebx
     cmp dword ptr [ebx + CPU_STATE], CPU_LEAVING
-    je .Lidle_leave
+    je schedule_leave
     cmp dword ptr [schedule_first], 0
     je .Lidle_wait
     call schedule_switch
@@ -146,7 +146,8 @@ schedule_idle:
     call port_wait_for_event
     mov byte ptr [ebx + CPU_SLEEPS], 0
     jmp schedule_idle
-.Lidle_leave:
+# The processor is to stop: see smp.s.
+schedule_leave:
     mov dword ptr [schedule_lock], 0
     call smp_leave
     jmp schedule_idle
@@ -174,7 +175,7 @@ process_sleep:
     call process_current
     mov esi, eax
     cmp dword ptr [esi + PROCESS_KILLED], 0
-    jne .Lsleep_killed
+    jne process_sleep_killed
     mov [esi + PROCESS_CHANNEL], ebx
     mov dword ptr [esi + PROCESS_STATE], PROCESS_SLEEPING
     call time_note_deadline
@@ -182,10 +183,6 @@ process_sleep:
     call schedule_switch
     call port_unmask_events
     call kernel_enter
-    jmp .Lsleep_done
-.Lsleep_killed:
-    mov dword ptr [schedule_lock], 0
-    call port_unmask_events
 .Lsleep_done:
     mov dword ptr [esi + PROCESS_DEADLINE], -1
     mov dword ptr [esi + PROCESS_DEADLINE + 4], -1
@@ -194,6 +191,11 @@ process_sleep:
     pop esi
     pop ebx
     ret
+# It was killed before it could sleep.
+process_sleep_killed:
+    mov dword ptr [schedule_lock], 0
+    call port_unmask_events
+    jmp .Lsleep_done
 
 # Wake all that sleep on a channel. In: eax. Event handlers may call it.
 process_wake:

@@ -6,9 +6,9 @@
 # kernel stack, a list for changes to page tables, event ports for its timer and for interrupts from
 # the others. Then it starts at smp_start, loads what a processor keeps in itself, and idles.
 #
-# Going down is the processor's own doing. Whoever wants it so marks it as LEAVING and interrupts it;
-# it finds the mark when it chooses whom to run next, leaves its process in the queue, and stops.
-# The processor that the kernel has booted on stays: it takes the console's events.
+# Going down is the processor's own doing. Whoever wants it so marks it as LEAVING and interrupts
+# it; it finds the mark when it chooses whom to run next, leaves its process in the queue, and
+# stops. The processor that the kernel has booted on stays: it takes the console's events.
 
 .section .text
 

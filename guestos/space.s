@@ -8,9 +8,9 @@
 #   0xBFFFF000  STACK_TOP   stack, downwards    one L1 table comes with the space
 #   0xC0000000  the kernel's half (memory.s)    an L2 table of its own, with shared L1 tables
 #
-# Xen validates a table when it becomes one, 512 entries at a time, and that takes as long as a
-# fork may. So a space keeps the tables that every program needs: it is pinned with those six pages
-# once, filled by changing entries, emptied by changing entries, and kept for the next one.
+# Xen validates a table when it becomes one, entry by entry. So a space keeps the tables that every
+# program needs: it is pinned with them once, filled, emptied, and kept for the next one. How it is
+# filled and emptied: copy.s.
 #
 # Flags of a page: SPACE_WRITE lets the program write it, SPACE_EXEC run it; never both. An entry
 # with ENTRY_COW (a bit that processor and Xen leave to us) is of a page that the program may write
@@ -36,6 +36,7 @@
 .equ SPACE_L2_KERNEL, 12
 .equ SPACE_L1_PROGRAM, 16
 .equ SPACE_L1_STACK, 20
+.equ SPACE_UPPER_TABLES, 4
 .equ SPACE_TABLES, 6
 .equ SPACE_LOW, 24                  # the program's pages lie from here
 .equ SPACE_HIGH, 28                 # to here,
@@ -66,6 +67,17 @@ space_open:
 
 # Make an address space without a page of a program in it. Out: eax, or 0 when there is no memory.
 space_new:
+    call space_take
+    test eax, eax
+    jz .Lspace_new_none
+    push eax
+    call space_open_program
+    pop eax
+.Lspace_new_none:
+    ret
+
+# The same, for space_copy to fill: the L1 table for programs may be an ordinary page still.
+space_take:
     mov eax, [spaces_spare]
     test eax, eax
     jz space_build
@@ -104,11 +116,20 @@ space_build:
     mov eax, [ebx + esi * 4]
     call port_make_table
     inc esi
-    cmp esi, SPACE_TABLES
+    cmp esi, SPACE_UPPER_TABLES
     jb .Lbuild_protect
     call port_flush_entries
     mov eax, [ebx + SPACE_L3]
     call port_pin
+    mov eax, [ebx + SPACE_L2_STACK]
+    add eax, STACK_L2_SLOT * 8
+    mov edx, [ebx + SPACE_L1_STACK]
+    call space_open_table
+    cmp byte ptr [port_batching], BATCH_LIST
+    je .Lbuild_done
+    mov eax, ebx                    # it stays a table for ever
+    call space_open_program
+.Lbuild_done:
     mov eax, ebx
     pop esi
     pop ebx
@@ -126,7 +147,7 @@ space_build:
     pop ebx
     ret
 
-# Connect the tables of a new space, while they are ordinary memory. In: ebx = space.
+# Connect the upper tables of a new space, while they are ordinary memory. In: ebx = space.
 space_fill_tables:
     push esi
     push edi
@@ -285,44 +306,6 @@ space_make_slot:
     pop ebx
     ret
 
-# Take the tables away that space_make_slot has made. Their entries are gone already, or the changes
-# are collected. In: ebx = space.
-space_drop_tables:
-    push esi
-    mov esi, [ebx + SPACE_LOW]
-    shr esi, L2_SHIFT
-.Ldrop_table:
-    mov eax, esi
-    shl eax, L2_SHIFT
-    cmp eax, [ebx + SPACE_HIGH]
-    jae .Ldrop_done
-    cmp esi, PROGRAM_L2_SLOT
-    je .Ldrop_next
-    mov ecx, [ebx + SPACE_L2_PROGRAM]
-    lea ecx, [ecx + esi * 8]
-    test dword ptr [ecx], _PAGE_PRESENT
-    jz .Ldrop_next
-    mov eax, [ecx]
-    mov edx, [ecx + 4]
-    push ecx
-    call port_page_of
-    xchg eax, [esp]
-    xor edx, edx
-    xor ecx, ecx
-    call port_set_upper_entry
-    mov eax, [esp]
-    call port_free_table
-    call port_flush_entries         # only now may it be written
-    pop eax
-    call page_free
-    dec dword ptr [tables_pages]
-.Ldrop_next:
-    inc esi
-    jmp .Ldrop_table
-.Ldrop_done:
-    pop esi
-    ret
-
 # Widen what a space says about where its pages lie. In: eax = space, edx = address of a new one.
 space_note:
     inc dword ptr [eax + SPACE_PAGES]
@@ -404,184 +387,6 @@ space_add_page:
     pop ebx
     ret
 
-# -- all of a space --------------------------------------------------------------------------
-
-# Call a routine for each present entry. In: eax = space, edx = routine; ebp and esi pass through to
-# it. The routine: in: eax = slot, edx = address; out: eax = 0 to go on. Out: eax = 0, or what the
-# routine stopped with.
-space_walk:
-    push ebx
-    push edi
-    push edx
-    push eax
-    mov edx, [eax + SPACE_LOW]
-    mov ecx, [eax + SPACE_HIGH]
-    call .Lwalk_range
-    test eax, eax
-    jnz .Lwalk_out
-    mov eax, [esp]
-    mov edx, [eax + SPACE_STACK_LOW]
-    mov ecx, STACK_TOP
-    call .Lwalk_range
-.Lwalk_out:
-    add esp, 8
-    pop edi
-    pop ebx
-    ret
-
-# From edx to ecx. On the stack: return address, space, routine.
-.Lwalk_range:
-    mov ebx, edx                    # ebx = address, edi = slot
-    push ecx
-.Lwalk_table:
-    cmp ebx, [esp]
-    jae .Lwalk_end
-    mov eax, [esp + 8]
-    mov edx, ebx
-    call space_slot
-    mov edi, eax
-    test eax, eax
-    jz .Lwalk_region
-.Lwalk_entry:
-    test dword ptr [edi], _PAGE_PRESENT
-    jz .Lwalk_next
-    mov eax, edi
-    mov edx, ebx
-    call dword ptr [esp + 12]
-    test eax, eax
-    jnz .Lwalk_stop
-.Lwalk_next:
-    add edi, 8
-    add ebx, PAGE_SIZE
-    cmp ebx, [esp]
-    jae .Lwalk_end
-    test ebx, L2_REGION - 1
-    jnz .Lwalk_entry
-    jmp .Lwalk_table
-.Lwalk_region:
-    and ebx, -L2_REGION
-    add ebx, L2_REGION
-    jmp .Lwalk_table
-.Lwalk_end:
-    xor eax, eax
-.Lwalk_stop:
-    pop ecx
-    ret
-
-# Take all of a program's pages out of a space, and give them back. In: eax = space.
-space_clear:
-    push ebx
-    mov ebx, eax
-    mov edx, offset space_clear_entry
-    call space_walk
-    call space_drop_tables
-    mov eax, ebx
-    pop ebx
-    jmp space_reset
-
-# One entry of them. The page may be taken anew before the change is made, but by changes that stand
-# behind this one in the list.
-space_clear_entry:
-    push eax
-    mov edx, [eax + 4]
-    mov eax, [eax]
-    call port_page_of
-    call page_free
-    pop eax
-    xor edx, edx
-    xor ecx, ecx
-    call port_set_entry
-    xor eax, eax
-    ret
-
-# Take a range of pages out of the space in use, and give them back. In: eax = space, edx = first
-# address, ecx = where it ends.
-space_clear_range:
-    push ebx
-    push esi
-    push edi
-    mov edi, eax
-    mov ebx, edx
-    mov esi, ecx
-.Lclear_page:
-    cmp ebx, esi
-    jae .Lclear_done
-    mov eax, edi
-    mov edx, ebx
-    call space_slot
-    test eax, eax
-    jz .Lclear_next
-    test dword ptr [eax], _PAGE_PRESENT
-    jz .Lclear_next
-    call space_clear_entry
-    dec dword ptr [edi + SPACE_PAGES]
-    mov eax, ebx
-    call port_forget_page
-.Lclear_next:
-    add ebx, PAGE_SIZE
-    jmp .Lclear_page
-.Lclear_done:
-    pop edi
-    pop esi
-    pop ebx
-    jmp port_flush_entries
-
-# Let another space have all that a space has, until one of them writes. In: eax = the other, empty
-# one, edx = the space in use. Out: eax = 0, or -ENOMEM with a part done.
-space_copy:
-    push esi
-    mov esi, eax
-    mov eax, edx
-    mov edx, offset space_copy_entry
-    call space_walk
-    pop esi
-    ret
-
-# One entry of it. In: esi = the other space.
-space_copy_entry:
-    push ebx
-    push edi
-    push edx
-    mov ebx, eax
-    mov eax, esi
-    call space_make_slot
-    test eax, eax
-    jz .Lcopy_no_memory
-    mov edi, eax
-    mov eax, [ebx]
-    mov edx, [ebx + 4]
-    call port_page_of
-    call page_share
-    mov edx, [ebx]
-    mov ecx, [ebx + 4]
-    test edx, _PAGE_RW
-    jz .Lcopy_entry
-    and edx, ~_PAGE_RW
-    or edx, ENTRY_COW
-    mov eax, ebx
-    push edx
-    push ecx
-    call port_set_entry
-    mov eax, [esp + 8]
-    call port_forget_page
-    pop ecx
-    pop edx
-.Lcopy_entry:
-    mov eax, edi
-    call port_set_entry
-    mov eax, esi
-    pop edx
-    call space_note
-    xor eax, eax
-    jmp .Lcopy_out
-.Lcopy_no_memory:
-    pop edx
-    mov eax, -ENOMEM
-.Lcopy_out:
-    pop edi
-    pop ebx
-    ret
-
 # The current process goes on in another space, and gives up the one that it had. In: eax = space.
 space_adopt:
     push ebx
@@ -612,8 +417,6 @@ space_links:
     .long SPACE_L3, 0 * 8, SPACE_L2_PROGRAM
     .long SPACE_L3, 2 * 8, SPACE_L2_STACK
     .long SPACE_L3, 3 * 8, SPACE_L2_KERNEL
-    .long SPACE_L2_PROGRAM, PROGRAM_L2_SLOT * 8, SPACE_L1_PROGRAM
-    .long SPACE_L2_STACK, STACK_L2_SLOT * 8, SPACE_L1_STACK
     .long -1
 
 .section .bss

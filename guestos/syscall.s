@@ -44,8 +44,8 @@ syscall_open:
     pop esi
     ret
 
-# Where does a number's entry lie? In: eax = number. Out: eax = index into syscall_table; SYSCALLS or
-# more for a number that nobody has. Changes no other register.
+# Where does a number's entry lie? In: eax = number. Out: eax = index into syscall_table; SYSCALLS
+# or more for a number that nobody has. Changes no other register.
 syscall_index:
     cmp eax, SYSCALLS_LINUX
     jb .Lindex_done

@@ -185,14 +185,14 @@ trap_return:
     CPU esi
     mov eax, [esi + CPU_CURRENT]
     cmp dword ptr [eax + PROCESS_KILLED], 0
-    jne .Lreturn_killed
+    jne trap_return_killed
     cmp byte ptr [esi + CPU_RESCHEDULE], 0
     jne .Lreturn_turn_is_over
     TRAP_LEAVE
 .Lreturn_turn_is_over:
     call schedule_yield
     jmp trap_return                 # on another processor, perhaps
-.Lreturn_killed:
+trap_return_killed:
     call port_unmask_events
     call kernel_enter
     call process_current

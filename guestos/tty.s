@@ -8,10 +8,11 @@
 # Keys are kept as they came, and only the reader makes lines of them: so what is typed ahead is
 # shown when its turn comes, and a change between raw and cooked loses nothing. One key cannot wait
 # for a reader: Ctrl-C ends the foreground group as it comes in, unless the console is raw; what was
-# typed before it is forgotten. (Behind more keys than tty_keys holds it waits in the console's ring.)
+# typed before it is forgotten. (Behind more keys than tty_keys holds it waits in the console's
+# ring.)
 #
-# tty_lock guards tty_keys, the mode and the foreground group, which the event handler reads. The line
-# belongs to process context, as everything does there that is not said otherwise.
+# tty_lock guards tty_keys, the mode and the foreground group, which the event handler reads. The
+# line belongs to process context.
 
 .equ TTY_KEYS_SIZE, 1024
 .equ TTY_LINE_SIZE, 256
@@ -154,8 +155,8 @@ tty_read:
     pop ebx
     ret
 
-# Take a key. In: eax = 1 to wait for one, 0 not to. Out: eax = the key; -EINTR for a process that is
-# being ended; TTY_END in the background, or where there is none and eax was 0.
+# Take a key. In: eax = 1 to wait for one, 0 not to. Out: eax = the key; -EINTR for a process that
+# is being ended; TTY_END in the background, or where there is none and eax was 0.
 .equ TTY_END, -1                    # EPERM, which no reader is told
 tty_key:
     push ebx

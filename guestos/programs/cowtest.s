@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# cowtest: see that parent and child share pages until one of them writes, and never see each other's
-# writing, not even when it is the kernel that writes for them.
+# cowtest: see that parent and child share pages until one of them writes, and never see each
+# other's writing, not even when it is the kernel that writes for them.
 
 .include "lib/program.inc"
 

@@ -6,7 +6,7 @@
 
 const char usage_text[] = "usage: stress SECONDS [SEED]";
 
-enum { AT_ONCE = 6, PATIENCE = 8 };
+enum { AT_ONCE = 6, PATIENCE = 40 };
 
 static char *const lines[] = {
     "true",
@@ -51,20 +51,22 @@ int main(int count, char **words)
         usage();
     u64 end = now_ns() + (u64)number_of(words[1], 1) * 1000000000;
     seed(count == 3 ? number_of(words[2], 0) : 1);
-    int ids[AT_ONCE] = {0}, age[AT_ONCE] = {0};
+    int ids[AT_ONCE] = {0}, patience[AT_ONCE] = {0};
     unsigned started = 0, killed = 0;
     for (unsigned i = 0; now_ns() < end; i = (i + 1) % AT_ONCE) {
-        if (ids[i] && waitpid(ids[i], 0, WNOHANG) == ids[i])
+        if (ids[i] && waitpid(ids[i], 0, WNOHANG) == ids[i]) {
+            kill(-ids[i], SIGKILL);     /* its group: what it has left behind */
             ids[i] = 0;
-        if (!ids[i]) {
-            ids[i] = start();
-            age[i] = 0;
-            started++;
-        } else if (++age[i] > PATIENCE + (int)random_below(PATIENCE)) {
-            kill(-ids[i], SIGKILL);     /* its group: all that it has started */
+        } else if (ids[i] && --patience[i] == 0) {
+            kill(-ids[i], SIGKILL);
             wait_for(ids[i]);
             ids[i] = 0;
             killed++;
+        }
+        if (!ids[i]) {
+            patience[i] = 1 + random_below(PATIENCE);
+            ids[i] = start();
+            started++;
         }
         sleep_ns(2000000);
     }
