@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 COLOURS: Final = {"batched": "#1b7837", "nobatch": "#e08214", "assist": "#7b3294"}
 LABELS: Final = {
-    "batched": "batched: collected, one call",
+    "batched": "batched: whole tables, and lists in one call",
     "nobatch": "nobatch: a hypercall for each change",
     "assist": "assist: a store for each, emulated",
 }
@@ -52,7 +52,10 @@ def draw(report: Report, path: Path) -> None:
     _draw_times(right, results)
     left.set_ylim(len(results) - 0.4, -0.6)
     figure.suptitle(
-        "guestos: page-table changes made in three ways", ha="left", x=0.01, fontweight="bold"
+        "guestos: page-table changes made in three ways, and what each operation takes then",
+        ha="left",
+        x=0.01,
+        fontweight="bold",
     )
     handles = [Patch(color=colour) for colour in COLOURS.values()]
     figure.legend(handles, LABELS.values(), loc="outside lower left", ncols=3, frameon=False)
@@ -81,8 +84,8 @@ def _draw_traps(panel: Any, results: list[Result]) -> None:
         total = calls.hypercalls + 2 * calls.stores  # the fault, and the trap behind the store
         panel.barh(row + offset, total, _BAR, color=COLOURS[mode])
         text = f" {total:.0f}" if total >= 1 or total < 0.05 else f" {total:.1f}"
-        if mode == "batched" and calls.changes >= 2:
-            text += f"   for {calls.changes:.0f} changed entries"
+        if calls.changes >= 2:
+            text += f"   {calls.changes:.0f} entries, one by one"
         panel.text(total, row + offset, text, va="center", fontsize=8.5, color=GREY)
     for row, result in enumerate(results):
         if all(cost.calls is None for cost in result.costs.values()):
