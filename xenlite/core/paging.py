@@ -98,8 +98,8 @@ class PageTables:
         self.work_left = WORK_BUDGET
         self.kept: set[int] = set()  # one reference of each
         self.deferred: list[int] = []
-        self._get_l1_entry = self._make_get_l1_entry()
-        self._put_l1_entry = self._make_put_l1_entry()
+        self._put_l1_entries = self._make_put_l1_entries()
+        self._get_l1_entries = self._make_get_l1_entries()
         self.set_l1 = self._make_set_l1()
         self._validators: dict[int, Callable[[int], None]] = {
             L1: self._promote_l1,
@@ -180,20 +180,20 @@ class PageTables:
         """
         m64, kind, type_count, tlb = self._m64, self._kind, self._type_count, self._tlb
         get_write, replace_l1 = self._get_write, self._replace_l1
-        get_l1_entry, put_l1_entry = self._get_l1_entry, self._put_l1_entry
+        get_l1_entries, put_l1_entries = self._get_l1_entries, self._put_l1_entries
 
         def set_l1(slot: int, new: int) -> None:
             old = m64[slot]
             changed = old ^ new
             if not old & PTE_P:
                 if new & PTE_P:
-                    get_l1_entry(new, EBUSY)
+                    get_l1_entries((new,), EBUSY)
                 m64[slot] = new
             elif not new & PTE_P:
                 m64[slot] = new
                 if old & PTE_A and not tlb.stale:
                     tlb.revoke()
-                put_l1_entry(old)
+                put_l1_entries((old,))
             elif changed & _MORE_THAN_L1_FLAGS:
                 replace_l1(slot, old, new)
             elif changed:
@@ -218,11 +218,11 @@ class PageTables:
         """Replace a present entry of a validated L1 by a different one that is present, too."""
         changed = old ^ new
         if changed & PTE_ADDRESS:
-            self._get_l1_entry(new, EBUSY)
+            self._get_l1_entries((new,), EBUSY)
             self._m64[slot] = new
             if old & PTE_A and not self._tlb.stale:
                 self._tlb.revoke()
-            self._put_l1_entry(old)
+            self._put_l1_entries((old,))
             return
         # The frame keeps its reference: at most the rights to write and to execute come or go.
         if new & L1_REFUSED:
@@ -312,54 +312,66 @@ class PageTables:
             self._memory.wrote(mfn)
         self._memory.mark_code(mfn, self._engine)
 
-    def _make_get_l1_entry(self) -> Callable[[int, int], None]:
-        """Bind ``get_l1_entry(entry, errno)``: take the references of a present entry.
+    def _make_get_l1_entries(self) -> Callable[[tuple[int, ...], int], None]:
+        """Bind ``get_l1_entries(entries, errno)``: take the references of the present ones.
 
-        Raises Refused: EINVAL for bits, ``errno`` for a foreign frame, EBUSY for one that must not
-        be written.
+        All or, where it raises Refused, none: EINVAL for bits, ``errno`` for a foreign frame, EBUSY
+        for one that must not be written. It takes lists, because a table has up to 512 entries and
+        a call costs as much as half of one.
         """
         nr_frames, owner, domid, refs = self._nr_frames, self._owner, self._domid, self._refs
         kind, type_count = self._kind, self._type_count
         get_write, get_execute = self._get_write, self._get_execute
+        put_l1_entries = self._put_l1_entries
 
-        def get_l1_entry(entry: int, errno: int) -> None:
-            if entry & L1_REFUSED:
-                raise Refused(EINVAL, "paging.l1-bits", entry)
-            mfn = (entry & PTE_ADDRESS) >> 12
-            if mfn >= nr_frames or owner[mfn] != domid:
-                raise Refused(errno, "frames.not-owned", mfn)
-            if entry & PTE_RW:
-                if kind[mfn] == WRITABLE:
-                    type_count[mfn] += 1
-                else:
-                    get_write(mfn)
-            refs[mfn] += 1
-            if entry < PTE_NX:
-                get_execute(mfn)
+        def get_l1_entries(entries: tuple[int, ...], errno: int) -> None:
+            done = 0
+            try:
+                for entry in entries:
+                    if entry & PTE_P:
+                        if entry & L1_REFUSED:
+                            raise Refused(EINVAL, "paging.l1-bits", entry)
+                        mfn = (entry & PTE_ADDRESS) >> 12
+                        if mfn >= nr_frames or owner[mfn] != domid:
+                            raise Refused(errno, "frames.not-owned", mfn)
+                        if entry & PTE_RW:
+                            if kind[mfn] == WRITABLE:
+                                type_count[mfn] += 1
+                            else:
+                                get_write(mfn)
+                        refs[mfn] += 1
+                        if entry < PTE_NX:
+                            get_execute(mfn)
+                    done += 1
+            except Refused:
+                put_l1_entries(entries[:done])
+                raise
 
-        return get_l1_entry
+        return get_l1_entries
 
-    def _make_put_l1_entry(self) -> Callable[[int], None]:
-        """Bind ``put_l1_entry(entry)``: give back the references of an entry that was present."""
+    def _make_put_l1_entries(self) -> Callable[[tuple[int, ...]], None]:
+        """Bind ``put_l1_entries(entries)``: give back the references of those that were present."""
         kind, type_count, refs = self._kind, self._type_count, self._refs
         executable, put_page = self._executable, self._frames.put_page
 
-        def put_l1_entry(entry: int) -> None:
-            mfn = (entry & PTE_ADDRESS) >> 12
-            if entry < PTE_NX:
-                executable[mfn] -= 1
-            if entry & PTE_RW:
-                left = type_count[mfn] - 1
-                type_count[mfn] = left
-                if not left:
-                    kind[mfn] = NONE
-            left = refs[mfn] - 1
-            if left:
-                refs[mfn] = left
-            else:
-                put_page(mfn)
+        def put_l1_entries(entries: tuple[int, ...]) -> None:
+            for entry in entries:
+                if entry & PTE_P:
+                    mfn = (entry & PTE_ADDRESS) >> 12
+                    if entry < PTE_NX:
+                        executable[mfn] -= 1
+                    if entry & PTE_RW:
+                        left = type_count[mfn] - 1
+                        type_count[mfn] = left
+                        if not left:
+                            kind[mfn] = NONE
+                    left = refs[mfn] - 1
+                    if left:
+                        refs[mfn] = left
+                    else:
+                        put_page(mfn)
 
-        return put_l1_entry
+        return put_l1_entries
 
     # -- pins and CR3 -------------------------------------------------------------------------
 
@@ -474,17 +486,8 @@ class PageTables:
 
     def _promote_l1(self, mfn: int) -> None:
         self.work_left -= _L1_WORK
-        get_l1_entry = self._get_l1_entry
-        taken = []
-        try:
-            for entry in filter(None, _TABLE.unpack_from(self._memory.m8, mfn << PAGE_SHIFT)):
-                if entry & PTE_P:
-                    get_l1_entry(entry, EINVAL)
-                    taken.append(entry)
-        except Refused:
-            for entry in taken:
-                self._put_l1_entry(entry)
-            raise
+        entries = _TABLE.unpack_from(self._memory.m8, mfn << PAGE_SHIFT)
+        self._get_l1_entries(tuple(filter(None, entries)), EINVAL)
 
     def _promote_l2(self, mfn: int) -> None:
         base = mfn * ENTRIES
@@ -574,10 +577,7 @@ class PageTables:
         entries = _TABLE.unpack_from(self._memory.m8, mfn << PAGE_SHIFT)
         if kind == L1:
             self.work_left -= _L1_WORK
-            put_l1_entry = self._put_l1_entry
-            for entry in filter(None, entries):
-                if entry & PTE_P:
-                    put_l1_entry(entry)
+            self._put_l1_entries(tuple(filter(None, entries)))
             return
         self.forget_walks()
         guest_slots = {L2: ENTRIES, L2XEN: HOLE_SLOT, L3: L3_ENTRIES}[kind]
