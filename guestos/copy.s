@@ -8,15 +8,15 @@
 #                    Xen validates its entries in one go. It is emptied by taking that change back.
 #   nobatch, assist  entry by entry: each is a hypercall, or a store that Xen emulates (port.s)
 #
-# So in the first way the L1 table for programs that comes with a space is an ordinary page while the
-# space is empty: closed. What it holds then counts for nothing. (A stack has a page or two: for it,
-# entry by entry is quicker than having Xen look at all of a table.)
+# So in the first way the L1 table for programs that comes with a space is an ordinary page while
+# the space is empty: closed. What it holds then counts for nothing. (A stack has a page or two: for
+# it, entry by entry is quicker than having Xen look at all of a table.)
 
 .section .text
 
-# Call a routine for each present entry of a program. In: eax = space, edx = routine; ebp and esi pass
-# through to it. The routine: in: eax = slot, edx = address; out: eax = 0 to go on. Out: eax = 0, or
-# what the routine stopped with.
+# Call a routine for each present entry of a program. In: eax = space, edx = routine; ebp and esi
+# pass through to it. The routine: in: eax = slot, edx = address; out: eax = 0 to go on. Out: eax =
+# 0, or what the routine stopped with.
 space_walk_program:
     push ebx
     push edi

@@ -172,9 +172,10 @@ exec_program:
     mov eax, -ENOMEM
 .Lexec_failed:
     mov edi, eax
+    cmp dword ptr [exec_space], 0
+    je .Lexec_no_space
+    call port_flush_entries         # what is only collected cannot be found, to be given back
     mov eax, [exec_space]
-    test eax, eax
-    jz .Lexec_no_space
     call space_free
 .Lexec_no_space:
     mov eax, edi

@@ -361,32 +361,6 @@ file_skip_slash:
 .Lskip_done:
     ret
 
-# setpgid(process, group): of the caller alone; 0 stands for its own id.
-sys_setpgid:
-    call process_current
-    mov edx, [eax + PROCESS_ID]
-    mov ecx, [ebx + FRAME_EBX]
-    test ecx, ecx
-    jz .Lsetpgid_own
-    cmp ecx, edx
-    jne .Lsetpgid_other
-.Lsetpgid_own:
-    mov ecx, [ebx + FRAME_ECX]
-    test ecx, ecx
-    js .Lsetpgid_invalid
-    jnz .Lsetpgid_set
-    mov ecx, edx
-.Lsetpgid_set:
-    mov [eax + PROCESS_GROUP], ecx
-    xor eax, eax
-    ret
-.Lsetpgid_other:
-    mov eax, -ESRCH
-    ret
-.Lsetpgid_invalid:
-    mov eax, -EINVAL
-    ret
-
 .section .rodata
 file_console:
     .asciz "dev/console"

@@ -46,8 +46,8 @@ lock_take:
     pop eax
     jmp lock_take
 
-# Give the lock of process context back. Changes no register. Changes to page tables that are still
-# collected are made now: whoever enters the kernel next must find the tables as they should be.
+# Give the lock of process context back. Changes no register. No changes to page tables are left in
+# the list of port.s: whoever enters the kernel next must find the tables as they should be.
 kernel_leave:
     mov dword ptr [kernel_lock], 0
     ret

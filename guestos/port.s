@@ -16,16 +16,19 @@
 #   cr2                               PORT_PUSH_FAULT_ADDRESS     none: a word in shared memory
 #   mov [pte], x                      port_set_entry              mmu_update, collected
 #   mov [pde], x                      port_set_upper_entry        mmu_update, collected
-#   invlpg; an IPI for it             port_forget_page            mmuext_op, TLB_FLUSH_ALL
+#   invlpg                            port_forget_page            mmuext_op, collected
+#   invlpg by all, an IPI for it      ..._page_everywhere         mmuext_op, collected
 #   mov [pte], x; invlpg              port_set_mapping            update_va_mapping
 #   nothing                           port_flush_entries          the collected ones, multicall
 #   nothing                           port_make_table             mmu_update, collected
 #   nothing                           port_free_table             mmu_update, collected
 #   nothing                           port_pin, port_unpin        mmuext_op, PIN_L3_TABLE, UNPIN
+#   mov cr3, x                        port_leave_boot_tables      mmuext_op: pin, load, unpin
 #   mov cr3, x; mov [tss + 4], y      port_load_space             mmuext_op and stack_switch
 #   nothing                           port_give_page, take_page   memory_op: the balloon
 #   mov cr0, x                        port_hide_fpu               fpu_taskswitch
-#   INIT and SIPI by the APIC         port_start_cpu              vcpu_op, initialise and up
+#   a table of the firmware           port_find_cpu               vcpu_op, is_up
+#   INIT and SIPI by the APIC         port_prepare_, start_cpu    vcpu_op, initialise and up
 #   cli; hlt                          port_stop_cpu               vcpu_op, down
 #   an IPI; a device's doorbell       port_send_event             event_channel_op, send
 #   routing of an interrupt           port_bind_virq, bind_ipi    event_channel_op

@@ -48,6 +48,7 @@
 .equ process_first_slot, process_table + CPUS_MAX * SIZEOF_PROCESS
 .equ process_table_end, process_table + PROCESSES_MAX * SIZEOF_PROCESS
 .equ PROCESS_INHERITED, PROCESS_HAS_FPU - PROCESS_HEAP  # bytes that a child has from its parent
+.equ INIT_PAUSE_NS, 10 * NS_PER_MS
 .equ SWITCH_WORDS, 7                # what schedule_switch leaves on a stack, return address and all
 .equ SIZEOF_USER_FRAME, FRAME_EFLAGS + 3 * 4
 .equ PROCESS_FRAME, KSTACK_TOP - SIZEOF_USER_FRAME      # from the base of the stack's block
@@ -208,10 +209,18 @@ process_become_init:
     mov edx, eax
     mov eax, offset init_path
     call exec_program
+    cmp eax, -ENOMEM
+    je .Linit_later
     test eax, eax
     jnz .Linit_missing
     call kernel_leave
     jmp trap_return
+.Linit_later:
+    call process_current
+    call files_close_all
+    call process_wait_for_memory
+    call kernel_leave
+    jmp process_become_init
 .Linit_missing:
     PRINT "guestos: panic: no "
     mov eax, offset init_path
@@ -219,6 +228,22 @@ process_become_init:
     PRINT " in the RAM disk\n"
     mov eax, SHUTDOWN_crash
     jmp port_shutdown
+
+# Wait a moment for others to give memory back. Process 1 does that where others are refused or ended.
+process_wait_for_memory:
+    push esi
+    call process_current
+    mov esi, eax
+    call time_now
+    add eax, INIT_PAUSE_NS
+    adc edx, 0
+    mov [esi + PROCESS_DEADLINE], eax
+    mov [esi + PROCESS_DEADLINE + 4], edx
+    mov eax, esi                    # a channel that nobody wakes
+    xor edx, edx
+    call process_sleep
+    pop esi
+    ret
 
 # With the word "autohalt" on the command line init gets a script of that name, which ends in a
 # halt. Out: eax = a page of arguments, or 0 for none.

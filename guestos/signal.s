@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
 # Signals: ending processes. There are no handlers: every signal ends whoever gets it, and only its
-# number, in the status word, tells which it was.
+# number, in the status word, tells which it was. And groups, which are ended together.
 
 .section .text
 
@@ -89,4 +89,42 @@ signal_send:
     pop edi
     pop esi
     pop ebx
+    ret
+
+# setpgid(process, group): of the caller or of a child of it. 0 stands for the caller, and as a group
+# for the process's own id.
+sys_setpgid:
+    push esi
+    call process_current
+    mov esi, eax
+    mov ecx, [ebx + FRAME_EBX]
+    test ecx, ecx
+    jz .Lsetpgid_found
+    cmp ecx, [eax + PROCESS_ID]
+    je .Lsetpgid_found
+    mov eax, offset process_first_slot
+.Lsetpgid_look:
+    cmp dword ptr [eax + PROCESS_STATE], PROCESS_NEW
+    jbe .Lsetpgid_next              # FREE or NEW
+    cmp [eax + PROCESS_ID], ecx
+    jne .Lsetpgid_next
+    cmp [eax + PROCESS_PARENT], esi
+    je .Lsetpgid_found
+.Lsetpgid_next:
+    add eax, SIZEOF_PROCESS
+    cmp eax, [process_slots_end]
+    jb .Lsetpgid_look
+    mov eax, -ESRCH
+    pop esi
+    ret
+.Lsetpgid_found:
+    pop esi
+    mov ecx, [ebx + FRAME_ECX]
+    test ecx, ecx
+    js .Lkill_invalid
+    jnz .Lsetpgid_set
+    mov ecx, [eax + PROCESS_ID]
+.Lsetpgid_set:
+    mov [eax + PROCESS_GROUP], ecx
+    xor eax, eax
     ret

@@ -122,9 +122,20 @@ smp_prepare:
 
 # Let a processor that is down run. In: eax = its structure.
 smp_up:
-    mov dword ptr [eax + CPU_STATE], CPU_ONLINE
-    inc dword ptr [cpus_online]
-    mov eax, [eax + CPU_ID]
+    push ebx
+    mov ebx, eax
+.Lup_wait:
+    mov eax, [ebx + CPU_ID]         # one that is leaving may have an instruction or two left
+    call port_find_cpu
+    test eax, eax
+    jz .Lup_down
+    call port_yield
+    jmp .Lup_wait
+.Lup_down:
+    mov dword ptr [ebx + CPU_STATE], CPU_ONLINE
+    lock inc dword ptr [cpus_online]
+    mov eax, [ebx + CPU_ID]
+    pop ebx
     jmp port_start_cpu
 
 # The first instruction of another processor. In: esp = its idle process's stack. Events are masked.
@@ -141,14 +152,15 @@ smp_leave:
     push ebx
     CPU ebx
     mov dword ptr [ebx + CPU_STATE], CPU_OFFLINE
-    dec dword ptr [cpus_online]
+    lock dec dword ptr [cpus_online]
     mov eax, ebx
     call process_wake               # who waits for it, see sys_vcpu
     mov eax, [cpu_table + CPU_IPI_PORT]
     call port_send_event            # what is left in the queue, or sleeps, is for the first one now
     call port_stop_cpu
     pop ebx
-    ret
+    mov eax, TICK_NS
+    jmp port_set_tick
 
 # vcpu(what, number): VCPU_COUNT: how many there can be; VCPU_UP, VCPU_DOWN: 0 when it is so;
 # VCPU_STATE: 1 for up, 0 for down

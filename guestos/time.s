@@ -43,7 +43,7 @@ time_open_cpu:
 
 # The handler of VIRQ_TIMER.
 time_tick:
-    inc dword ptr [time_ticks]
+    lock inc dword ptr [time_ticks]
     CPU ecx
     mov byte ptr [ecx + CPU_RESCHEDULE], 1
     mov ecx, [ecx + CPU_CURRENT]

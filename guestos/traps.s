@@ -158,11 +158,18 @@ page_fault:
     call kernel_leave
     test eax, eax
     jz trap_return
-    mov edx, SIGKILL
     cmp eax, FAULT_NO_MEMORY
-    je process_fail
     mov eax, TRAP_page_fault
-    jmp trap_fatal
+    jne trap_fatal
+    # Out of memory: the end of whoever it is, but for process 1, which all others need.
+    mov edx, SIGKILL
+    call process_current
+    cmp eax, [process_init]
+    jne process_fail
+    call kernel_enter
+    call process_wait_for_memory
+    call kernel_leave
+    jmp trap_return
 
 # The kernel itself: only where it copies from or to a program, and so holds kernel_lock.
 .Lpage_fault_kernel:

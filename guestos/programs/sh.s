@@ -23,6 +23,7 @@
 # waits for, so that Ctrl-C ends the command and not the shell.
 
 .include "lib/program.inc"
+.include "lib/kill.inc"
 
 USAGE "usage: sh [FILE | -c LINE]\n"
 

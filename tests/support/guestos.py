@@ -72,7 +72,7 @@ class Machine:
     def status(self, line: str) -> int:
         """Type a line that runs a command; return the status that it leaves."""
         self.command(line)
-        return int(self.command("echo $?").splitlines()[-1])
+        return int(self._answer("echo $?")[-1])
 
     def memory(self) -> dict[str, int]:
         """Ask how memory is used: what each count of `mem` says."""

@@ -10,6 +10,10 @@ import pytest
 from tests.support.guestos import PROMPT, Machine
 
 
+HISTORY_LINES = 16
+JOBS_MAX = 8
+
+
 class Booted:
     """One machine for many tests; one that a test has left in disorder is replaced."""
 
@@ -22,7 +26,20 @@ class Booted:
         if machine is None:
             machine = Machine(*self._overrides)
             machine.wait_for(PROMPT)
+            self._touch(machine)
         return machine
+
+    @staticmethod
+    def _touch(machine: Machine) -> None:
+        """Have shell and kernel use what they then keep: history, jobs, places for processes."""
+        for number in range(HISTORY_LINES):
+            machine.command(f"# {'x' * 240} {number}")
+        machine.command("balloon 100000")
+        for _ in range(4):
+            machine.command("sleep 0.1 & " * JOBS_MAX)
+            machine.command("wait")
+        machine.wait_for_quiet()
+        machine.command("balloon -100000")
 
     def give_back(self, machine: Machine) -> None:
         self._machine = machine

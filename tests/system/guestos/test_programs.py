@@ -24,7 +24,7 @@ WRONG = {
     "help": ["x"],
     "hog": ["x", "0", "1 2"],
     "hostile": ["x", "1 2 3"],
-    "kill": ["", "x", "-9", "-x 1", "1x"],
+    "kill": ["", "x", "-9", "-x 1", "1x", "1 x", "-9 -", "-9 -x"],
     "ls": ["x"],
     "mem": ["x"],
     "primes": ["x", "1", "1 2"],
@@ -52,10 +52,10 @@ def test_every_program_is_tried_with_wrong_words() -> None:
 @pytest.mark.parametrize("name", sorted(WRONG))
 def test_wrong_words_bring_the_usage_on_the_error_output(shell: Machine, name: str) -> None:
     for words in WRONG[name]:
-        answer = lines(shell.command(f"{name} {words} | wc"))
+        answer = lines(shell.command(f"/bin/{name} {words} | wc"))
         assert answer[0].startswith(f"usage: {name}"), (words, answer)
         assert answer[1] == "0 lines, 0 words, 0 bytes"
-    assert shell.status(f"{name} {WRONG[name][0]}") == 2
+    assert shell.status(f"/bin/{name} {WRONG[name][0]}") == 2
 
 
 def test_help_names_every_program(shell: Machine) -> None:
@@ -134,16 +134,32 @@ def test_mem_tells_what_a_process_takes(shell: Machine) -> None:
     shell.command("")
 
 
-def test_kill_ends_and_probes(shell: Machine) -> None:
+@pytest.mark.parametrize("kill", ["kill", "/bin/kill"])
+def test_kill_ends_and_probes(shell: Machine, kill: str) -> None:
     shell.command("spin &")
     spinner = shell.process_named("spin")
-    assert shell.status(f"kill -0 {spinner}") == 0
-    assert shell.status(f"kill {spinner}") == 0
+    assert shell.status(f"{kill} -0 {spinner}") == 0
+    assert shell.status(f"{kill} {spinner}") == 0
     answer = lines(shell.command("wait"))
     assert answer in ([], [f"sh: process {spinner} was ended by signal 15"])
     shell.wait_for_quiet()
-    assert lines(shell.command(f"kill -0 {spinner}")) == [f"kill: {spinner}: no such process"]
-    assert shell.status(f"kill {spinner} 99999") == 1
+    shell.command("")
+    assert lines(shell.command(f"{kill} -0 {spinner}")) == [f"{kill}: {spinner}: no such process"]
+    assert shell.status(f"{kill} {spinner} 99999") == 1
+
+
+def test_kill_ends_a_group(shell: Machine) -> None:
+    (line,) = lines(shell.command("sleep 100 | sleep 100 | cat &"))
+    assert shell.status(f"kill -9 -{line[1:-2]}") == 0
+    shell.wait_for_quiet()
+    shell.command("")
+
+
+def test_the_shells_own_kill_tells_its_usage(shell: Machine) -> None:
+    usage = "sh: usage: kill [-SIGNAL] ID... (-GROUP for a group)"
+    for words in WRONG["kill"]:
+        assert lines(shell.command(f"kill {words}")) == [usage]
+    assert shell.status("kill x") == 2
 
 
 def test_a_signal_shows_in_the_status(shell: Machine) -> None:
@@ -253,6 +269,41 @@ def test_balloon_leaves_what_a_command_needs(shell: Machine) -> None:
     assert before["free"] - 100 < given < before["free"]
     assert shell.memory()["ballooned"] == given
     assert lines(shell.command("balloon -100000")) == [f"{given} pages taken back"]
+    assert shell.memory() == before
+
+
+def test_every_program_bears_a_lack_of_memory(shell: Machine) -> None:
+    before = shell.memory()
+    shell.command("balloon 100000")
+    short = shell.memory()["free"]
+    for line in (
+        *("primes 300000", "hog", "forktest 20", "cowtest", "fputest 8 100", "bench demand 500"),
+        *("hostile 8", "faulttest", "ls | cat | cat | cat | wc", "sh -c 'sh -c \"sh -c hello\"'"),
+        *("sleep 0.1 & " * 7, "stress 1 3"),
+    ):
+        answer = shell.command(line)
+        assert "panic" not in answer
+        shell.command("wait")
+        shell.wait_for_quiet()
+        assert shell.memory()["free"] == short, line
+    shell.command("balloon -100000")
+    assert shell.memory() == before
+
+
+def test_more_processes_than_there_is_room_for(shell: Machine) -> None:
+    before = shell.memory()
+    shell.command("balloon 1200")
+    crowd = "sleep 100 | " * 7 + "sleep 100 &"
+    jobs: list[str] = []
+    answer = ""
+    while "out of memory" not in answer:
+        answer = shell.command(crowd)
+        jobs += re.findall(r"^\[(\d+)\] $", answer, re.MULTILINE)
+        assert len(jobs) < LOOKS
+    # Those that could not start have ended by themselves.
+    shell.command(f"kill -9 {' '.join(f'-{each}' for each in jobs)}")
+    shell.wait_for_quiet()
+    shell.command("balloon -1200")
     assert shell.memory() == before
 
 
