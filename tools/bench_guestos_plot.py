@@ -59,10 +59,8 @@ def draw(report: Report, path: Path) -> None:
     )
     handles = [Patch(color=colour) for colour in COLOURS.values()]
     figure.legend(handles, LABELS.values(), loc="outside lower left", ncols=3, frameon=False)
-    figure.text(
-        0.99, 0.01, f"{report.host}; floor {report.floor_ns:.0f} ns",
-        ha="right", color=GREY, fontsize=7,
-    )  # fmt: skip
+    note = f"{report.host}; floor {report.floor_ns:.0f} ns"
+    figure.text(0.99, 0.985, note, ha="right", va="top", color=GREY, fontsize=7)
     figure.savefig(path, format="png", dpi=_DPI)
     pyplot.close(figure)
 
@@ -95,22 +93,20 @@ def _draw_traps(panel: Any, results: list[Result]) -> None:
          for r in results for c in r.costs.values() if c.calls is not None),
         default=1,
     )  # fmt: skip
-    panel.set_xlim(0, max(10, most * 3))
+    panel.set_xlim(0, max(10, most * 15))
 
 
 def _draw_times(panel: Any, results: list[Result]) -> None:
     panel.set_title("time, batched = 1", loc="left", fontsize=11)
     for row, offset, mode, result in _bars(results):
         cost = result.costs[mode]
-        times = cost.ratio / result.costs["batched"].ratio
+        times = cost.ns / result.costs["batched"].ns
         panel.barh(row + offset, times, _BAR, color=COLOURS[mode])
         text = f" {times:.1f}" if mode != "batched" else ""
         text += f"  {cost.ns / 1000:,.{0 if cost.ns > 1e5 else 1}f} us, {cost.ratio:,.0f} floors"
         panel.text(times, row + offset, text, va="center", fontsize=8.5, color=GREY)
     most = max(
-        cost.ratio / result.costs["batched"].ratio
-        for result in results
-        for cost in result.costs.values()
+        cost.ns / result.costs["batched"].ns for result in results for cost in result.costs.values()
     )
     panel.set_xlim(0, most * 1.5)
     for row, result in enumerate(results):
