@@ -177,6 +177,7 @@ exec_program:
     call port_flush_entries         # what is only collected cannot be found, to be given back
     mov eax, [exec_space]
     call space_free
+    call port_flush_entries
 .Lexec_no_space:
     mov eax, edi
 .Lexec_out:

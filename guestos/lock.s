@@ -46,11 +46,25 @@ lock_take:
     pop eax
     jmp lock_take
 
-# Give the lock of process context back. Changes no register. No changes to page tables are left in
-# the list of port.s: whoever enters the kernel next must find the tables as they should be.
+# Give the lock of process context back. Changes no register. Changes to page tables that are still
+# collected are made first: whoever enters the kernel next must find the tables as they should be.
 kernel_leave:
+    push eax
+    push ecx
+    CPU eax
+    mov ecx, [eax + CPU_BATCH_COUNT]
+    or ecx, [eax + CPU_BATCH_FLUSH]
+    jnz .Lleave_flush
+.Lleave_flushed:
     mov dword ptr [kernel_lock], 0
+    pop ecx
+    pop eax
     ret
+.Lleave_flush:
+    push edx
+    call port_flush_entries
+    pop edx
+    jmp .Lleave_flushed
 
 # Mask events and take a lock. In: eax = address. Out: eax = what unlock_events takes.
 lock_events:

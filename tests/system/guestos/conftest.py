@@ -9,7 +9,6 @@ import pytest
 
 from tests.support.guestos import PROMPT, Machine
 
-
 HISTORY_LINES = 16
 JOBS_MAX = 8
 
