@@ -78,6 +78,7 @@ class _Recount:
         self._kind = bytearray(count)
         self._type_count = [0] * count
         self._refs = list(machine.frames.allocated)
+        self._executable = [0] * count
         self._unread: list[int] = []
         self._problems: list[str] = []
         live = {domain.domid for domain in domains} | {DOMID_XEN}
@@ -168,6 +169,7 @@ class _Recount:
 
     def _count_l1(self, mfn: int, entries: tuple[int, ...]) -> None:
         refs, type_count, kind = self._refs, self._type_count, self._kind
+        executable = self._executable
         limit = self._frames.nr_frames
         for entry in entries:
             if entry & _PRESENT:
@@ -182,6 +184,8 @@ class _Recount:
                     type_count[target] += 1
                 else:
                     self._use(target, FrameType.WRITABLE, f"L1 {mfn:#x}")
+                if target < limit and not entry & _NX:
+                    executable[target] += 1
 
     def _compare(self) -> None:
         frames = self._frames
@@ -189,6 +193,7 @@ class _Recount:
             ("type", frames.kind, self._kind),
             ("type count", frames.type_count, self._type_count),
             ("reference count", frames.refs, self._refs),
+            ("count of executable mappings", frames.executable, self._executable),
         ):
             if stored != expected:
                 self._problems.extend(

@@ -157,7 +157,10 @@ KEYS: Final = {
     ),
     "cmdline": Key(_cmdline, "Command line for the kernel.", _TEXT, ""),
     "ramdisk": Key(
-        _path, "Initial RAM disk, handed to the kernel as it is. Relative to this file.", _PATH
+        _path,
+        "Initial RAM disk, handed to the kernel as it is; or a directory of programs, which are"
+        " built and packed into an archive. Relative to this file.",
+        _PATH,
     ),
     "memory": Key(_memory, "Memory at the start: MiB, or a size such as `32M`.", _SIZE, 32),
     "maxmem": Key(_memory, "Most memory it may have; as much as `memory` when left out.", _SIZE),
