@@ -39,7 +39,7 @@ class GuestosHook(BuildHookInterface[Any]):
         include = build_data["force_include"]
         include[str(root / "guestos")] = "xenlite/share/guestos"
         for name, data in (
-            (kernel_name(source), assemble(source).elf()),
+            (kernel_name(source), assemble(source).elf(".")),
             (whole if compiler else reduced, pack(programs, compiler)),
         ):
             path = self._directory / name

@@ -92,8 +92,8 @@ class AssembledKernel:
                 return symbol.address
         raise KeyError(name)
 
-    def elf(self, directory: str = ".") -> bytes:
-        """Return the ELF file; `directory` is where debuggers look for the sources."""
+    def elf(self, directory: str | None = None) -> bytes:
+        """Return the ELF file; with the lines of its sources if `directory` says where they are."""
         return elf_writer.write(self, directory)
 
 

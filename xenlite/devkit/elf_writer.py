@@ -7,9 +7,9 @@
     boundary of the file | .note.Xen | .symtab .strtab .debug_* .shstrtab | section headers
 
 What is for debuggers is not loaded. Physical addresses count from VIRT_BASE, as Xen's builder reads
-them when notes are present. A program, which has no notes, has none of what belongs to them, no
-lines for debuggers, and no page boundaries in the file, for its loader copies: a RAM disk of many
-small programs would be mostly padding.
+them when notes are present. A program, which has no notes, has none of what belongs to them, and no
+page boundaries in the file, for its loader copies: a RAM disk of many small programs would be
+mostly padding.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class _Part:
     offset: int = 0
 
 
-def write(kernel: AssembledKernel, directory: str) -> bytes:
-    """Return the file; ``directory`` is where debuggers look for the sources."""
+def write(kernel: AssembledKernel, directory: str | None) -> bytes:
+    """Return the file; ``directory`` is where debuggers look for the sources, None for no lines."""
     alignment = PAGE_SIZE if kernel.notes else PROGRAM_ALIGNMENT
     loaded = [_loaded(section, alignment) for section in kernel.sections]
     notes = [_Part(".note.Xen", _SHT_NOTE, _notes(kernel.notes), align=4)] if kernel.notes else []
@@ -71,7 +71,9 @@ def write(kernel: AssembledKernel, directory: str) -> bytes:
     )  # fmt: skip
     strtab = _Part(".strtab", _SHT_STRTAB, strings)
     code = [(s.name, s.address, s.address + s.size) for s in kernel.sections if "x" in s.flags]
-    debug = debug_sections(kernel.source, directory, code, kernel.lines) if kernel.notes else {}
+    debug = (
+        {} if directory is None else debug_sections(kernel.source, directory, code, kernel.lines)
+    )
     parts = [
         *loaded, *notes, symtab, strtab,
         *(_Part(name, _SHT_PROGBITS, data) for name, data in debug.items()),
