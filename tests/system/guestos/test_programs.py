@@ -112,7 +112,8 @@ def test_ps_shows_itself_and_the_shell(shell: Machine) -> None:
     processes = {row.split()[-1]: row.split() for row in rows}
     assert set(processes) == {"sh", "ps"}
     assert processes["ps"][2] == "R"
-    assert processes["sh"][:3] == ["1", "0", "S"]
+    assert processes["sh"][:2] == ["1", "0"]
+    assert processes["sh"][2] in "RS"  # with a processor to itself it may not sleep yet
     assert processes["ps"][1] == "1"
 
 
@@ -190,7 +191,7 @@ def test_every_exception_ends_who_makes_it(shell: Machine) -> None:
     verdicts = [line for line in answer if "vector" in line]
     reports = [line for line in answer if "killed: " in line]
     assert len(verdicts) == len(reports) == 26
-    assert all(line.endswith(", as it should") for line in verdicts)
+    assert [line for line in verdicts if not line.endswith(", as it should")] == []
     assert shell.status("faulttest") == 0
 
 
