@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.support.guestos import LOOKS, NAP, PROMPT, Machine, ramdisk
+from tests.support.guestos import LOOKS, NAP, PROMPT, Machine, lines, ramdisk
 
 PROGRAMS = sorted(name.removeprefix("bin/") for name in ramdisk() if name.startswith("bin/"))
 # Words that the program does not understand.
@@ -39,10 +39,6 @@ WRONG = {
     "wc": ["1 2"],
 }
 NEVER_WRONG = {"cat", "echo", "false", "true"}
-
-
-def lines(answer: str) -> list[str]:
-    return answer.removesuffix("\n").split("\n") if answer else []
 
 
 def test_every_program_is_tried_with_wrong_words() -> None:
@@ -116,7 +112,8 @@ def test_ps_shows_itself_and_the_shell(shell: Machine) -> None:
     processes = {row.split()[-1]: row.split() for row in rows}
     assert set(processes) == {"sh", "ps"}
     assert processes["ps"][2] == "R"
-    assert processes["sh"][:3] == ["1", "0", "S"]
+    assert processes["sh"][:2] == ["1", "0"]
+    assert processes["sh"][2] in "RS"  # with a processor to itself it may not sleep yet
     assert processes["ps"][1] == "1"
 
 
@@ -194,7 +191,7 @@ def test_every_exception_ends_who_makes_it(shell: Machine) -> None:
     verdicts = [line for line in answer if "vector" in line]
     reports = [line for line in answer if "killed: " in line]
     assert len(verdicts) == len(reports) == 26
-    assert all(line.endswith(", as it should") for line in verdicts)
+    assert [line for line in verdicts if not line.endswith(", as it should")] == []
     assert shell.status("faulttest") == 0
 
 
