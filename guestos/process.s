@@ -229,7 +229,8 @@ process_become_init:
     mov eax, SHUTDOWN_crash
     jmp port_shutdown
 
-# Wait a moment for others to give memory back. Process 1 does that where others are refused or ended.
+# Wait a moment for others to give memory back. Process 1 does that where others are refused or
+# ended. kernel_lock is held.
 process_wait_for_memory:
     push esi
     call process_current

@@ -91,8 +91,8 @@ signal_send:
     pop ebx
     ret
 
-# setpgid(process, group): of the caller or of a child of it. 0 stands for the caller, and as a group
-# for the process's own id.
+# setpgid(process, group): of the caller or of a child of it. 0 stands for the caller, and as a
+# group for the process's own id.
 sys_setpgid:
     push esi
     call process_current

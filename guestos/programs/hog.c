@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* hog: use memory until there is no more, or up to so many pages; then give it all back by ending. */
+/* hog: use memory until there is no more, or up to so many pages; by ending it gives all back. */
 
 #include "program.h"
 

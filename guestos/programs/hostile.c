@@ -24,16 +24,12 @@ static int ends[2];             /* of a pipe with bytes in it */
 static char page[2 * PAGE_SIZE];
 
 /* Addresses that nothing may be read from, or written to. */
-static unsigned bad_address(unsigned number)
-{
-    static const unsigned addresses[] = {
-        0,          4,          0x1000,     0x3FFFFFFF, 0x40000000, 0x7FFFFFF0, 0x80000000,
-        0xBFFFF000, 0xBFFFFFFF, 0xC0000000, 0xC0001000, 0xE0000000, 0xF5800000, 0xFC000000,
-        0xFFFFF000, 0xFFFFFFFC, 0xFFFFFFFF,
-    };
-    return addresses[number % (sizeof addresses / sizeof addresses[0])];
-}
-enum { BAD_ADDRESSES = 17 };
+static const unsigned bad_addresses[] = {
+    0,          4,          0x1000,     0x3FFFFFFF, 0x40000000, 0x7FFFFFF0, 0x80000000, 0xBFFFF000,
+    0xBFFFFFFF, 0xC0000000, 0xC0001000, 0xE0000000, 0xF5800000, 0xFC000000, 0xFFFFF000, 0xFFFFFFFC,
+    0xFFFFFFFF,
+};
+enum { BAD_ADDRESSES = sizeof bad_addresses / sizeof bad_addresses[0] };
 
 static unsigned accepted;
 
@@ -50,7 +46,7 @@ static void try_addresses(void)
 {
     char *words[] = {"true", 0};
     for (unsigned i = 0; i < BAD_ADDRESSES; i++) {
-        unsigned bad = bad_address(i);
+        unsigned bad = bad_addresses[i];
         write(ends[1], page, PIECE);
         must_refuse("read", bad, read(ends[0], (void *)bad, PIECE));
         must_refuse("write", bad, write(ends[1], (void *)bad, PIECE));
@@ -79,6 +75,11 @@ static void try_addresses(void)
     must_refuse("pipe into the code", (unsigned)chaos, pipe((void *)chaos));
 }
 
+static unsigned random_argument(void)
+{
+    return random_below(3) ? random_number() : bad_addresses[random_below(BAD_ADDRESSES)];
+}
+
 /* Any number, any arguments; but nothing that a program may well do to the others. */
 static void try_calls(void)
 {
@@ -88,10 +89,9 @@ static void try_calls(void)
             continue;
         if (number == SYS_reboot || number == SYS_vcpu || number == SYS_balloon)
             continue;
-        unsigned first = random_below(3) ? random_number() : bad_address(random_number());
+        unsigned first = random_argument(), second = random_argument();
         if (first < 3)
             first += 3;         /* not the console, which the others need */
-        unsigned second = random_below(3) ? random_number() : bad_address(random_number());
         system_call(number, first, second, random_below(2) ? random_number() : random_below(64));
     }
 }
@@ -117,7 +117,7 @@ static void try_instructions(void)
                      : "memory");
 }
 
-/* A child that does one of these; one that does not end is ended. Out: whether a signal ended it. */
+/* A child that does one of these; one that does not end is ended. Tell whether a signal did it. */
 static int run_child(unsigned number)
 {
     int word = 0;

@@ -7,7 +7,7 @@
 USAGE "usage: ps\n"
 
 .section .text
-.equ PS_RECORDS, 64
+.equ PS_RECORDS, 128
 
 main:
     cmp eax, 1

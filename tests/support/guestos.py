@@ -25,6 +25,11 @@ LOOKS = 200
 NAP = "sleep 0.02"
 
 
+def lines(answer: str) -> list[str]:
+    """Divide what a command printed."""
+    return answer.removesuffix("\n").split("\n") if answer else []
+
+
 def ramdisk() -> dict[str, int]:
     """Return the files of the RAM disk that dom.yaml names, with their sizes."""
     archive = load(ROOT / DOM, []).ramdisk

@@ -55,7 +55,7 @@ def build_kernel(source: Path) -> Path:
 
 def find_kept(source: Path, name: str) -> Path | None:
     """Return the file `name` that was made of `source`, shipped beside it or made here before."""
-    for path in (source.with_name(name), _directory() / name):
+    for path in (source.parent / name, _directory() / name):
         if path.is_file():
             return path
     return None

@@ -14,6 +14,7 @@ The same directory always gives the same bytes (as far as the compiler does).
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 import tempfile
 from pathlib import Path
@@ -67,7 +68,7 @@ def pack(directory: Path, compiler: str | None) -> bytes:
 def _check_name(name: str, path: Path, members: dict[str, tuple[int, bytes]]) -> None:
     if name in members:
         raise ConfigError(Fault(str(path), f"{name} is packed already; give one another name"))
-    if len(name.encode()) > _MAX_NAME:
+    if len(os.fsencode(name)) > _MAX_NAME:
         raise ConfigError(Fault(str(path), f"the name is longer than {_MAX_NAME} bytes"))
 
 

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xenlite.devkit import kernel_cache
+from xenlite.errors import ConfigError, Fault
 
 LIBRARY = "lib"
 """The subdirectory of what programs are made with: it is not packed."""
 
+_MAX_FILES = 4096
 _DRIVER = ("program_archive.py", "program_cache.py", "program_compiler.py")
 
 
@@ -32,6 +34,7 @@ class ProgramArchive:
 
 def build_archive(directory: Path) -> ProgramArchive:
     """Return the archive of `directory`, built now or kept from before. Raise `ConfigError`."""
+    directory = Path(os.path.abspath(directory))  # noqa: PTH100 - "." has no name and no parent
     whole, reduced = archive_names(directory)
     kept = kernel_cache.find_kept(directory, whole)
     if kept is not None:
@@ -66,7 +69,8 @@ def archive_names(directory: Path) -> tuple[str, str]:
 def files_of(directory: Path) -> list[Path]:
     """Return every file below `directory`, in order; hidden ones and editors' copies don't count.
 
-    What is not a regular file does not count either.
+    What is not a regular file does not count either. Raise `ConfigError` where there are too many
+    for a directory of programs.
     """
     found = []
     for top, directories, names in os.walk(directory):
@@ -76,4 +80,7 @@ def files_of(directory: Path) -> list[Path]:
             for name in names
             if not name.startswith(".") and not name.endswith("~") and Path(top, name).is_file()
         ]
+        if len(found) > _MAX_FILES:
+            what = f"more than {_MAX_FILES} files; this is no directory of programs"
+            raise ConfigError(Fault(str(directory), what))
     return sorted(found)

@@ -41,7 +41,6 @@ enum {
     SIGFPE = 8,
     SIGKILL = 9,
     SIGSEGV = 11,
-    SIGPIPE = 13,
     SIGTERM = 15,
 };
 enum { CLOCK_MONOTONIC = 1 };

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.support.guestos import LOOKS, NAP, PROMPT, Machine, ramdisk
+from tests.support.guestos import LOOKS, NAP, PROMPT, Machine, lines, ramdisk
 
 PROGRAMS = sorted(name.removeprefix("bin/") for name in ramdisk() if name.startswith("bin/"))
 # Words that the program does not understand.
@@ -39,10 +39,6 @@ WRONG = {
     "wc": ["1 2"],
 }
 NEVER_WRONG = {"cat", "echo", "false", "true"}
-
-
-def lines(answer: str) -> list[str]:
-    return answer.removesuffix("\n").split("\n") if answer else []
 
 
 def test_every_program_is_tried_with_wrong_words() -> None:

@@ -7,11 +7,7 @@ import re
 
 import pytest
 
-from tests.support.guestos import LOOKS, NAP, PROMPT, Machine
-
-
-def lines(answer: str) -> list[str]:
-    return answer.removesuffix("\n").split("\n") if answer else []
+from tests.support.guestos import LOOKS, NAP, PROMPT, Machine, lines
 
 
 @pytest.mark.parametrize(

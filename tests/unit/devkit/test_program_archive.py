@@ -239,6 +239,27 @@ def test_a_name_too_long_for_the_archive_is_refused(programs: Path) -> None:
     assert "longer than 100 bytes" in fault
 
 
+def test_a_name_that_is_no_text_is_packed(programs: Path) -> None:
+    name = os.fsdecode(b"\xff\xfe")
+    (programs / name).write_text("x")
+    assert name in members(build_archive(programs).path)
+
+
+def test_too_many_files_are_no_programs(programs: Path) -> None:
+    for number in range(4096):
+        (programs / f"{number}").touch()
+    (fault,) = faults(programs)
+    assert fault.endswith("more than 4096 files; this is no directory of programs")
+
+
+def test_the_current_directory_may_be_the_one(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build_archive(programs)
+    monkeypatch.chdir(programs)
+    assert build_archive(Path()) == made
+
+
 def dom_yaml(programs: Path) -> Path:
     path = programs.parent / "dom.yaml"
     kernel = ROOT / "guestos/main.s"
