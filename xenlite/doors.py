@@ -8,7 +8,7 @@ either kind belongs to one domid, and acts with that domain's rights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -93,6 +93,21 @@ class GrantMapping(Protocol):
     def write_u32(self, offset: int, value: int) -> None:
         """Write one aligned little-endian word (a ring index)."""
 
+    def view(self, offset: int, size: int) -> memoryview:
+        """Return the bytes themselves, for I/O; say ``wrote`` after writing into them."""
+
+    def wrote(self) -> None:
+        """Keep translated code right after writes through a view. On the main thread."""
+
+
+class GrantedPages(Protocol):
+    """Granted pages of one transfer, pinned together. Offsets and sizes in bytes."""
+
+    writable: bool
+
+    def view(self, index: int, offset: int, size: int) -> memoryview:
+        """Return bytes of page ``index`` themselves; they are looked after at the unpin."""
+
 
 class Link(Protocol):
     """What a backend may do, as domain ``domid``. Every method raises ``Refused``."""
@@ -104,6 +119,12 @@ class Link(Protocol):
 
     def unmap_grant(self, mapping: GrantMapping) -> None:
         """Give the page back; the mapping may not be used again."""
+
+    def pin_grants(self, granter: int, refs: Sequence[int], *, writable: bool) -> GrantedPages:
+        """Pin the pages that ``granter`` offers under ``refs`` for one transfer, all or none."""
+
+    def unpin_grants(self, pages: GrantedPages) -> None:
+        """Give them back, on the main thread; they may not be used again."""
 
     def bind_interdomain(self, remote: int, remote_port: int) -> int:
         """Join ``remote``'s unbound port; return the local port."""

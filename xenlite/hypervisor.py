@@ -282,6 +282,7 @@ class Hypervisor:
             if paging.deferred and not paging.drain():
                 return
             guest.make_current(vcpu)
+            domain.grants.forget_code()
             vcpu.runstate.enter(RUNSTATE_running, started_ns)
             vcpu.timers.go_on(started_ns)
             publish_time(vcpu, self._time)

@@ -795,14 +795,13 @@ def test_a17_a_page_mapped_by_a_peer_outlives_its_domain(world: World, guest: Gu
     mfn = guest.mfns[DATA]
     guest.domain.guest_memory.write(guest.vaddr(DATA), b"last words")
     guest.domain.grants.seed(8, 0, mfn)
-    mapping = guest.domain.grants.map(8, 0, writable=True)
-    table = guest.domain.grants
+    mapping = world.dom0.maptrack.map(guest.domain.grants, 8, writable=True)
     world.remove(guest)
     assert mapping.read(0, 10) == b"last words"
     heir = world.add(3)
     assert mfn not in heir.mfns
     assert heir.update_va(heir.vaddr(A), entry(mfn, READ_ONLY)) == -EBUSY
-    table.unmap(mapping)
+    world.dom0.maptrack.unmap(mapping)
     assert world.machine.frames.refs[mfn] == 0
     assert world.machine.memory.read(mfn * PAGE, PAGE) == bytes(PAGE)
 
