@@ -141,6 +141,12 @@ class Link(Protocol):
     def defer(self, work: Callable[[], None]) -> None:
         """Run ``work`` once, soon, outside any trap. Callable from any thread."""
 
+    def now_ns(self) -> int:
+        """Read the machine's monotonic clock."""
+
+    def call_at(self, deadline_ns: int, work: Callable[[], None]) -> None:
+        """Run ``work`` once, outside any trap, when the machine's clock has come so far."""
+
 
 class Control(Protocol):
     """What a toolstack may do. Every method raises ``Refused``."""

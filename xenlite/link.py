@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from xenlite.abi.x86_32p import EINVAL, ESRCH
 from xenlite.core.maptrack import MappedGrant, PinnedPages
 from xenlite.errors import Refused
+from xenlite.machine.timers import Timer
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
@@ -72,6 +73,14 @@ class LinkDoor:
     def defer(self, work: Callable[[], None]) -> None:
         """Run ``work`` once, soon, outside any trap. Callable from any thread."""
         self._hypervisor.defer(work)
+
+    def now_ns(self) -> int:
+        """Read the machine's monotonic clock."""
+        return self._hypervisor.machine.clock.monotonic_ns()
+
+    def call_at(self, deadline_ns: int, work: Callable[[], None]) -> None:
+        """Run ``work`` once, outside any trap, when the machine's clock has come so far."""
+        self._hypervisor.machine.timers.arm(Timer(work), deadline_ns)
 
     def _pending(self, port: int) -> None:
         if port in self._handlers and port not in self._queued:

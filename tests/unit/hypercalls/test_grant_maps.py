@@ -363,6 +363,15 @@ def test_d3_an_entry_that_is_overwritten_is_not_dropped_twice(pair: Pair, by: st
     assert pair.flags() & GTF_writing
 
 
+def test_d3_an_entry_with_another_right_is_another_mapping(pair: Pair) -> None:
+    """The second mapping, read-only, takes the place of the first one's entry."""
+    _, writer = pair.map()
+    _, reader = pair.map(GNTMAP_host_map | GNTMAP_readonly)
+    assert pair.unmap(writer) == GNTST_general_error
+    assert pair.world.audit() == []
+    assert pair.unmap(reader) == GNTST_okay
+
+
 def test_d3_unmap_and_replace_moves_an_entry(pair: Pair) -> None:
     _, handle = pair.map()
     other = pair.mapper.vaddr(WINDOW + 1)
