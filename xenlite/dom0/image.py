@@ -11,6 +11,7 @@ The content is the guest's: it is never looked at.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import threading
@@ -69,11 +70,22 @@ class RawImage:
         if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
             self.close()
             raise ConfigError(Fault(str(path), "neither a file nor a block device"))
+        self._lock(path, read_only=read_only)
         self.size_bytes = os.lseek(self._fd, 0, os.SEEK_END)
         if self.size_bytes < _SECTOR:
             self.close()
             raise ConfigError(Fault(str(path), "smaller than a sector of 512 bytes"))
         self.can_discard = stat.S_ISREG(kind) and not read_only
+
+    def _lock(self, path: Path, *, read_only: bool) -> None:
+        """Use a file that is written alone: two file systems over one disk would destroy it."""
+        try:
+            fcntl.flock(self._fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except OSError as error:
+            self.close()
+            busy = error.errno == errno.EWOULDBLOCK
+            what = "in use by another disk" if busy else error.strerror or str(error)
+            raise ConfigError(Fault(str(path), what)) from None
 
     def read_into(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill the views; EIO where the file has become too short."""

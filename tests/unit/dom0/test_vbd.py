@@ -475,6 +475,19 @@ def test_what_is_no_image_is_refused(tmp_path: Path, kind: str) -> None:
     assert open_files() == fds
 
 
+def test_an_image_that_is_written_is_used_once(path: Path) -> None:
+    writer = RawImage(path, read_only=False)
+    for read_only in (False, True):
+        with pytest.raises(ConfigError, match="in use"):
+            RawImage(path, read_only=read_only)
+    writer.close()
+    readers = [RawImage(path, read_only=True) for _ in range(2)]
+    with pytest.raises(ConfigError, match="in use"):
+        RawImage(path, read_only=False)
+    for reader in readers:
+        reader.close()
+
+
 def test_a_front_leaves_no_thread_behind(path: Path) -> None:
     before = threading.active_count()
     with front(path) as guest:

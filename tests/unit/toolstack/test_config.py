@@ -135,7 +135,7 @@ maxmem: lots
 vcpus: 33
 on_crash: coredump-destroy
 on_reboot: restrat
-disk: {a: b}
+vif: {a: b}
 memory: 32
 """
     assert faults(text) == [
@@ -148,7 +148,7 @@ memory: 32
         "dom.yaml:6: on_crash: 'coredump-destroy': xenlite cannot dump a core yet; write 'destroy'",
         "dom.yaml:7: on_reboot: 'restrat' is none of destroy, restart, preserve;"
         " did you mean 'restart'?",
-        "dom.yaml:8: disk: a key of xl.cfg for which xenlite has nothing yet",
+        "dom.yaml:8: vif: a key of xl.cfg for which xenlite has nothing yet",
         "dom.yaml:9: memory: given twice, first at dom.yaml:3",
     ]
 
