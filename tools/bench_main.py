@@ -304,16 +304,21 @@ def _missed(value: float, bar: float) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line."""
+    """Run the command line; ``rings`` is a bench of its own."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["rings"]:
+        from tools import bench_rings
+
+        return bench_rings.main(given[1:])
     parser = argparse.ArgumentParser(
         prog="tools/bench",
         description="Time operations of the hypervisor; * marks a bar that is missed.",
-        epilog=f"names: {', '.join(NAMES)}",
+        epilog=f"names: {', '.join(NAMES)}; and rings, with options of its own",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to time (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=11, help="how often (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(given)
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:
         parser.error(f"no such operation: {', '.join(unknown)}")

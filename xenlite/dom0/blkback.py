@@ -93,9 +93,9 @@ class BlockRing:
                 pages.append(page)
             memory = pages[0] if len(pages) == 1 else JoinedPages(pages)
             self._ring = BackRing(memory, ring_shape(len(pages)))
-            self._port = link.bind_interdomain(offer.domid, offer.port)
-            undo.callback(link.close, self._port)
-            link.on_event(self._port, self._on_event)
+            self.port = link.bind_interdomain(offer.domid, offer.port)
+            undo.callback(link.close, self.port)
+            link.on_event(self.port, self._on_event)
             self._undo = undo.pop_all()
 
     def start(self) -> None:
@@ -231,7 +231,7 @@ class BlockRing:
     def _publish(self) -> None:
         if self.is_open and self._ring.publish():
             self.notifications += 1
-            self._link.notify(self._port)
+            self._link.notify(self.port)
 
 
 def _barrier(image: Image, views: list[memoryview], start: int) -> None:
