@@ -13,6 +13,9 @@
 .equ TABLE_REF, 480
 
 .text
+    push esi
+    call close_data
+    pop esi
     MAP_SHARED_INFO
     EVENT_OP alloc_unbound, offered
     mov eax, [offered + EVTCHN_ALLOC_UNBOUND_PORT]
@@ -64,6 +67,28 @@ finished:
     FINISH 1
 bad:
     FINISH 2
+
+# Take the right to execute from all data: stores to it are ten times faster then.
+close_data:
+    mov ebp, offset first_data
+close_page:
+    mov ebx, ebp
+    mov eax, ebp
+    sub eax, VIRT_BASE
+    shr eax, 12
+    mov edx, [p2m]
+    mov edx, [edx + eax * 4]
+    mov ecx, edx
+    shl ecx, 12
+    or ecx, PTE_RW_DATA
+    shr edx, 20
+    or edx, 0x80000000
+    mov esi, UVMF_INVLPG
+    XEN update_va_mapping
+    add ebp, 4096
+    cmp ebp, offset end_of_data
+    jb close_page
+    ret
 
 # Sleep until the port is pending, and take the event.
 wait:
@@ -249,6 +274,8 @@ make_table:
     ret
 
 .data
+.p2align 12
+first_data:
 offered: .word DOMID_SELF, 0
     .long 0
 port: .long 0
@@ -270,4 +297,5 @@ free: .fill 32, 4, 0
 ring: .space 4096
 tables: .space 4096 * 32
 data: .space 4096 * SEGMENTS * DEPTH
+end_of_data:
 .text

@@ -105,8 +105,8 @@ class GrantedPages(Protocol):
 
     writable: bool
 
-    def view(self, index: int, offset: int, size: int) -> memoryview:
-        """Return bytes of page ``index`` themselves; they are looked after at the unpin."""
+    def views(self, pieces: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Return (offset, size) of each page, the bytes themselves; the unpin looks after them."""
 
 
 class Link(Protocol):

@@ -11,7 +11,7 @@ Whoever uses an entry holds a *pin* of it (``core/maptrack.py`` knows who). Inva
 ``core/audit.py`` recomputes from the holders:
 
 1. A pin holds a general reference on the frame, and a writable type reference if it may write.
-2. ``readers`` and ``writers`` count the pins of each entry.
+2. ``_pins`` counts the pins of each entry: read-only ones, and above WRITER those that write.
 3. The table's frames are none of the domain's pages, and held writable: they can't be freed or
    become tables of another kind before the domain ends.
 
@@ -21,7 +21,6 @@ Source: public/grant_table.h.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Final
@@ -52,7 +51,10 @@ _ENTRY: Final = Struct("<HHI")
 assert _ENTRY.size == SIZEOF_GRANT_ENTRY_V1
 ENTRIES_PER_FRAME: Final = PAGE_SIZE // SIZEOF_GRANT_ENTRY_V1
 DEFAULT_MAX_FRAMES: Final = 64
-_NO_PINS: Final = bytes(4 * ENTRIES_PER_FRAME)
+WRITER: Final = 1 << 32  # one writing pin; the read-only ones are counted below it
+_WORDS_SHIFT: Final = 10  # 32-bit words of a frame
+_FRAME_SHIFT: Final = 9  # entries of a frame
+_INDEX_MASK: Final = ENTRIES_PER_FRAME - 1
 _DOMID_SHIFT: Final = 16  # flags and domid are read as one word
 _DOMID_MASK: Final = 0xFFFF0000
 
@@ -66,11 +68,11 @@ class GrantTable:
         self._frames = domain.machine.frames
         self.max_frames = DEFAULT_MAX_FRAMES
         self.mfns: list[int] = []  # of the table, in the order of the entries
+        self._words: list[int] = []  # where each of them begins in ``memory.m32``
         # Columns by entry; ``_to`` and ``_mfn`` count while the entry has a pin.
-        self._readers = array("I")
-        self._writers = array("I")
-        self._to = array("I")
-        self._mfn = array("I")
+        self._pins: list[int] = []
+        self._to: list[int] = []
+        self._mfn: list[int] = []
         self._written: dict[int, int] = {}  # frame -> entries of other guests that may write it
         self.grow(1)
 
@@ -92,8 +94,9 @@ class GrantTable:
             self._give_back(new)
             raise
         self.mfns += new
-        for column in (self._readers, self._writers, self._to, self._mfn):
-            column.frombytes(_NO_PINS * len(new))
+        self._words += [mfn << _WORDS_SHIFT for mfn in new]
+        for column in (self._pins, self._to, self._mfn):
+            column += [0] * (ENTRIES_PER_FRAME * len(new))
 
     def check_size(self, count: int) -> None:
         """Refuse more frames than this domain may have (ENOSPC)."""
@@ -108,7 +111,7 @@ class GrantTable:
         """Swap what two entries say. Raises Refused(EAGAIN) while one of them is in use."""
         at_a, at_b = self._entry_maddr(ref_a), self._entry_maddr(ref_b)
         for ref in (ref_a, ref_b):
-            if self._readers[ref] or self._writers[ref]:
+            if self._pins[ref]:
                 raise Refused(EAGAIN, "grants.entry-in-use", ref)
         entry_a = self._memory.read(at_a, _ENTRY.size)
         self._memory.write(at_a, self._memory.read(at_b, _ENTRY.size))
@@ -123,37 +126,42 @@ class GrantTable:
         or for writing what is read-only, ENXIO for a frame that is not the granter's, EBUSY for one
         that can't be written because of what it is.
         """
-        frames, m32 = self._frames, self._memory.m32
-        owner, kind, nr_frames = frames.owner, frames.kind, frames.nr_frames
-        readers, writers = self._readers, self._writers
-        pins = writers if writable else readers
+        frames, m32, words = self._frames, self._memory.m32, self._words
+        owner, kind, type_count = frames.owner, frames.kind, frames.type_count
+        nr_frames, nr_entries, domain = frames.nr_frames, len(self._pins), self.domid
+        pins, to_column, mfn_column, counts = self._pins, self._to, self._mfn, frames.refs
         checked = _DOMID_MASK | GTF_type_mask | (GTF_readonly if writable else 0)
         wanted = domid << _DOMID_SHIFT | GTF_permit_access
+        one = WRITER if writable else 1
         mfns: list[int] = []
         try:
             for ref in refs:
-                at = self._entry_maddr(ref) >> 2
+                if not 0 <= ref < nr_entries:
+                    raise Refused(ENOENT, "grants.bad-reference", ref)
+                at = words[ref >> _FRAME_SHIFT] + ((ref & _INDEX_MASK) << 1)
                 word = m32[at]
                 if word & checked != wanted:
                     raise _why_not(ref, word, domid)
-                if readers[ref] or writers[ref]:
-                    if self._to[ref] != domid:
+                used = pins[ref]
+                if used:
+                    if to_column[ref] != domid:
                         raise Refused(EACCES, "grants.not-to-you", ref)
-                    mfn = self._mfn[ref]
+                    mfn = mfn_column[ref]
                 else:
                     mfn = m32[at + 1]
-                if mfn >= nr_frames or owner[mfn] != self.domid:
+                if mfn >= nr_frames or owner[mfn] != domain:
                     raise Refused(ENXIO, "frames.not-owned", mfn)
                 if writable:
                     if kind[mfn] != WRITABLE:
-                        if frames.type_count[mfn]:
+                        if type_count[mfn]:
                             raise Refused(EBUSY, "paging.writable-page-table", mfn)
                         kind[mfn] = WRITABLE
-                    frames.type_count[mfn] += 1
-                frames.refs[mfn] += 1
-                self._to[ref], self._mfn[ref] = domid, mfn
-                pins[ref] += 1
-                m32[at] = word | (GTF_reading | GTF_writing if writers[ref] else GTF_reading)
+                    type_count[mfn] += 1
+                counts[mfn] += 1
+                if not used:
+                    to_column[ref], mfn_column[ref] = domid, mfn
+                pins[ref] = used = used + one
+                m32[at] = word | (GTF_reading | GTF_writing if used >= WRITER else GTF_reading)
                 mfns.append(mfn)
         except Refused:
             self.unpin(refs[: len(mfns)], mfns, writable=writable)
@@ -167,21 +175,26 @@ class GrantTable:
         What was written through a writable pin is looked after here: no engine goes on running
         what it has translated of the frame before.
         """
-        frames, memory = self._frames, self._memory
-        readers, writers = self._readers, self._writers
+        frames, memory, words, pins = self._frames, self._memory, self._words, self._pins
+        m32, code, counts, type_count = memory.m32, memory.code, frames.refs, frames.type_count
+        one = WRITER if writable else 1
         for ref, mfn in zip(refs, mfns, strict=True):
+            pins[ref] = left = pins[ref] - one
             if writable:
-                writers[ref] -= 1
-                if memory.code[mfn]:
+                if code[mfn]:
                     memory.wrote(mfn)
-                frames.put_writable(mfn)
+                if type_count[mfn] > 1:
+                    type_count[mfn] -= 1
+                else:
+                    frames.drop_type(mfn)
+            if counts[mfn] > 1:
+                counts[mfn] -= 1
             else:
-                readers[ref] -= 1
                 frames.put_page(mfn)
-            if not writers[ref] and self.mfns:
-                cleared = GTF_writing if readers[ref] else GTF_writing | GTF_reading
-                memory.m32[self._entry_maddr(ref) >> 2] &= ~cleared
-        if self.mfns:
+            if left < WRITER and words:
+                cleared = GTF_writing if left else GTF_writing | GTF_reading
+                m32[words[ref >> _FRAME_SHIFT] + ((ref & _INDEX_MASK) << 1)] &= ~cleared
+        if words:
             self._wrote_entries(refs)
 
     def begin_writing(self, mfn: int) -> None:
@@ -207,15 +220,16 @@ class GrantTable:
 
     def uses(self) -> Iterator[tuple[int, int, int, int]]:
         """Yield (ref, mfn, readers, writers) of each entry that is in use."""
-        for ref, (readers, writers) in enumerate(zip(self._readers, self._writers, strict=True)):
-            if readers or writers:
-                yield ref, self._mfn[ref], readers, writers
+        for ref, pins in enumerate(self._pins):
+            if pins:
+                yield ref, self._mfn[ref], pins % WRITER, pins // WRITER
 
     # -- the end ------------------------------------------------------------------------------
 
     def release(self) -> None:
         """Give the table's frames back; pages that are pinned stay until they are unpinned."""
         mfns, self.mfns = self.mfns, []
+        self._words.clear()
         self._give_back(mfns)
 
     def _give_back(self, mfns: Iterable[int]) -> None:
@@ -232,9 +246,9 @@ class GrantTable:
     def _wrote_entries(self, refs: Sequence[int]) -> None:
         """Keep translations right where a guest maps its table executable, as kernels do."""
         code = self._memory.code
-        for frame in {ref // ENTRIES_PER_FRAME for ref in refs}:
-            if code[self.mfns[frame]]:
-                self._memory.wrote(self.mfns[frame])
+        for mfn in self.mfns:
+            if code[mfn] and any(self.mfns[ref >> _FRAME_SHIFT] == mfn for ref in refs):
+                self._memory.wrote(mfn)
 
 
 def _why_not(ref: int, word: int, domid: int) -> Refused:

@@ -127,12 +127,17 @@ class PinnedPages:
         self.writable = writable
         self.is_live = True
 
-    def view(self, index: int, offset: int, size: int) -> memoryview:
-        """Return bytes of page ``index`` themselves; they are looked after at the unpin."""
+    def views(self, pieces: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Return (offset, size) of each page, the bytes themselves; the unpin looks after them."""
         assert self.is_live, self.refs
-        assert 0 <= offset <= offset + size <= PAGE_SIZE, (offset, size)
-        start = (self.mfns[index] << PAGE_SHIFT) + offset
-        return self._m8[start : start + size]
+        m8 = self._m8
+        views = []
+        for mfn, (offset, size) in zip(self.mfns, pieces, strict=True):
+            end = offset + size
+            assert 0 <= offset <= end <= PAGE_SIZE, (offset, size)
+            start = mfn << PAGE_SHIFT
+            views.append(m8[start + offset : start + end])
+        return views
 
 
 class Maptrack:

@@ -172,7 +172,7 @@ class BlockRing:
             pages = self._link.pin_grants(self._frontend, request.refs, writable=False)
         except Refused as refused:
             return Bad(request.id, BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, str(refused))
-        copies = [bytes(pages.view(index, 0, PAGE_SIZE)) for index in range(len(request.refs))]
+        copies = [bytes(view) for view in pages.views([(0, PAGE_SIZE)] * len(request.refs))]
         self._link.unpin_grants(pages)
         return resolve(request, copies, self._disk)
 
@@ -191,10 +191,7 @@ class BlockRing:
             return views, partial(_wrote, mappings) if is_read else _nothing
         link = self._link
         pages = link.pin_grants(self._frontend, request.refs, writable=is_read)
-        views = [
-            pages.view(index, offset, size) for index, (offset, size) in enumerate(request.pieces)
-        ]
-        return views, partial(link.unpin_grants, pages)
+        return pages.views(request.pieces), partial(link.unpin_grants, pages)
 
     def _mapping(self, lasting: dict[int, GrantMapping], ref: int) -> GrantMapping:
         mapping = lasting.get(ref)

@@ -71,11 +71,11 @@ class Disk:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that may be done. ``pieces`` are (index into ``refs``, offset, size) in bytes."""
+    """A request that may be done; ``start`` and sizes in bytes."""
 
     id: int
     operation: Operation
-    start: int  # byte on the disk
+    start: int
     size: int
     refs: tuple[int, ...] = ()
     pieces: tuple[tuple[int, int], ...] = ()  # offset and size in the page of each ref
