@@ -21,6 +21,7 @@ from time import perf_counter_ns, thread_time_ns
 from typing import Final
 
 from xenlite.devkit.assembler import assemble_fragment, build_kernel
+from xenlite.dom0.xenstore.store import XenStore
 from xenlite.errors import PeerError
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine import engine as uc
@@ -103,8 +104,10 @@ class TimedGuest:
             maxvcpus=VCPUS.get(operation, 1),
         )
         self._guest = Guest(config)
+        link = hypervisor.link(0)
+        store = XenStore(link, lambda _domid, error: _broken(error))
         built = self._guest.start(
-            self._control, hypervisor.link(0), sink=lambda _domid, _data: None, broken=_broken
+            self._control, link, store, sink=lambda _domid, _data: None, broken=_broken
         )
         self.domid = built.domid
         self._control.pause(self.domid)

@@ -19,6 +19,7 @@ from typing import Final
 
 from xenlite.abi.x86_32p import RUNSTATE_running
 from xenlite.devkit.assembler import build_kernel
+from xenlite.dom0.xenstore.store import XenStore
 from xenlite.doors import RunState
 from xenlite.errors import PeerError
 from xenlite.hypervisor import Hypervisor
@@ -72,10 +73,13 @@ class Machine:
         self._output: defaultdict[int, bytearray] = defaultdict(bytearray)
         self.control = self.hypervisor.control()
         self.domids: list[int] = []
+        link = self.hypervisor.link(0)
+        store = XenStore(link, lambda _domid, error: _broken(error))
         for role in roles:
             guest = Guest(_config(role))
-            link = self.hypervisor.link(0)
-            built = guest.start(self.control, link, sink=lambda _domid, _data: None, broken=_broken)
+            built = guest.start(
+                self.control, link, store, sink=lambda _domid, _data: None, broken=_broken
+            )
             undo.callback(guest.stop)
             self.domids.append(built.domid)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from xenlite.cli.run import load
+from xenlite.dom0.xenstore.store import XenStore
 from xenlite.errors import PeerError
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine.clock import Clock, HostClock
@@ -32,8 +33,9 @@ class Machine:
         self.output = ""
         self.guest = Guest(load(ROOT / DOM, ["memory=8", *overrides]))
         link = self.hypervisor.link(0)
+        store = XenStore(link, lambda _domid, error: self._broken(error))
         self.domid = self.guest.start(
-            self.control, link, sink=self._hear, broken=self._broken
+            self.control, link, store, sink=self._hear, broken=self._broken
         ).domid
 
     def _hear(self, _domid: int, data: bytes) -> None:

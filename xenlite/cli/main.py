@@ -39,7 +39,9 @@ exit status:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line; return its exit status."""
-    parser = _parser()
+    if arguments is None:
+        arguments = sys.argv[1:]
+    parser = _parser(next(iter(arguments), ""))
     try:
         # argparse takes words that stand together only; options may stand between them.
         options, words = parser.parse_known_args(arguments)
@@ -79,7 +81,7 @@ def _in_the_users_words(error: Exception) -> list[str] | None:
     return [readable(str(error))] if isinstance(error, Refused) else None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(first_word: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="xenlite",
         description="Run kernels ported to Xen on an emulated CPU: no root, no KVM, no Xen.",
@@ -99,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(verb=_check)
     schema = verbs.add_parser("schema", help="print the JSON Schema of dom.yaml, for editors")
     schema.set_defaults(verb=_schema)
+    what = "read, write and watch the XenStore of a running xenlite"
+    store = verbs.add_parser("xenstore", help=what, description=what)
+    if first_word == "xenstore":
+        from xenlite.cli.xenstore import add_verbs
+
+        add_verbs(store)
     return parser
 
 
@@ -135,6 +143,9 @@ def _add_run(
     )
     parser.add_argument(
         "--audit", action="store_true", help="recompute every invariant while it runs (slow)"
+    )
+    parser.add_argument(
+        "--socket-dir", type=Path, metavar="DIR", help="where its sockets are (a fresh directory)"
     )
     parser.set_defaults(verb=_run)
     return parser

@@ -84,9 +84,11 @@ def run(options: argparse.Namespace) -> int:
     from xenlite.machine.memory import DEFAULT_SIZE_BYTES
     from xenlite.toolstack.console_log import LogFile
     from xenlite.toolstack.host import Host, Voice
+    from xenlite.toolstack.socket_dir import STORE_SOCKET, SocketDirectory
 
     with ExitStack() as cleanup:
         consoles = []
+        sockets = cleanup.enter_context(SocketDirectory(options.socket_dir))
         if options.log is not None:
             log = LogFile(options.log, _say)
             cleanup.callback(log.close)
@@ -120,6 +122,9 @@ def run(options: argparse.Namespace) -> int:
 
         host = Host(hypervisor, clock, Voice(console, ended, _say))
         cleanup.callback(host.close)
+        cleanup.callback(host.serve_store(sockets.listen(STORE_SOCKET)).close)
+        if not options.quiet:
+            _say(f"sockets in {sockets.path}")
         with Terminal(typed=host.feed, wants_input=host.wants_input, leave=host.leave):
             return host.run(
                 configs,

@@ -71,7 +71,9 @@ class BuiltDomain:
     domid: int
     layout: Layout
     console_port: int
+    console_mfn: int
     store_port: int
+    store_mfn: int
 
 
 def build(
@@ -105,7 +107,8 @@ def build(
     control.seed_grant(domid, GNTTAB_RESERVED_XENSTORE, domain.mfns[layout.store], DOM0)
     domain.introduce(config.cmdline, store_port, console_port)
     domain.start_on_page_tables()
-    return BuiltDomain(domid, layout, console_port, store_port)
+    console_mfn, store_mfn = domain.mfns[layout.console], domain.mfns[layout.store]
+    return BuiltDomain(domid, layout, console_port, console_mfn, store_port, store_mfn)
 
 
 def hypercall_page() -> bytes:

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import SHUTDOWN_poweroff, SHUTDOWN_reboot
+from xenlite.dom0.xenstore.store import XenStore
 from xenlite.toolstack.console_log import ConsoleTail
 from xenlite.toolstack.domain_config import Reaction
 from xenlite.toolstack.lifecycle import Guest, exit_status, reaction, reason_name
+from xenlite.toolstack.store_nodes import host_nodes
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Sequence
 
     from xenlite.doors import Refusal
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import Clock
     from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.store_socket import StoreSocket
 
 EXIT_TIMEOUT: Final = 124
 AUDIT_PERIOD_NS: Final = 500_000_000
@@ -51,6 +55,8 @@ class Host:
         self._hypervisor = hypervisor
         self._control = hypervisor.control()
         self._link = hypervisor.link(0)
+        self.store = XenStore(self._link, self._store_broken)
+        self.store.put(host_nodes())
         self._clock = clock
         self._voice = voice
         self._guests: list[Guest] = []
@@ -89,6 +95,12 @@ class Host:
         finally:
             for guest in self._guests:
                 guest.stop()
+
+    def serve_store(self, listener: socket.socket) -> StoreSocket:
+        """Let tools that connect to ``listener`` use XenStore, until that is closed."""
+        from xenlite.toolstack.store_socket import StoreSocket
+
+        return StoreSocket(listener, self._link, self.store.server)
 
     def close(self) -> None:
         """Give the machine back."""
@@ -155,7 +167,7 @@ class Host:
 
     def _audit(self) -> None:
         if self._audits:
-            wrong = self._control.audit()
+            wrong = self._control.audit() + self.store.audit()
             assert not wrong, "audit:\n" + "\n".join(wrong)
             self._next_audit_ns = self._clock.monotonic_ns() + AUDIT_PERIOD_NS
 
@@ -165,7 +177,11 @@ class Host:
         def broken(error: PeerError) -> None:
             self._voice.say(f"domain {name!r} broke its console: {error}")
 
-        guest.start(self._control, self._link, sink=self._print, broken=broken)
+        guest.start(self._control, self._link, self.store, sink=self._print, broken=broken)
+
+    def _store_broken(self, domid: int, error: PeerError) -> None:
+        name = self._control.info(domid).name
+        self._voice.say(f"domain {name!r} broke its XenStore ring: {error}")
 
     def _print(self, domid: int, data: bytes) -> None:
         self._tails[domid].write(data)
@@ -180,6 +196,7 @@ class Host:
         assert domain is not None
         assert guest.console is not None
         guest.console.pump()
+        self.store.server.domain_shut_down(domain.domid)
         self._voice.ended(guest.config.name)
         info = self._control.info(domain.domid)
         reason = info.shutdown_reason

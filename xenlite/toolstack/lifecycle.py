@@ -20,11 +20,13 @@ from xenlite.toolstack.builder import BuiltDomain, build
 from xenlite.toolstack.domain_config import Reaction
 from xenlite.toolstack.image import parse_kernel
 from xenlite.toolstack.packed import MAX_IMAGE_BYTES, unpack
+from xenlite.toolstack.store_nodes import domain_nodes, domain_paths, new_uuid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Control, Link
     from xenlite.errors import PeerError
     from xenlite.toolstack.domain_config import DomainConfig
@@ -86,6 +88,7 @@ class Guest:
         self.image = parse_kernel(self._kernel_file, str(config.kernel))
         self._symbols: Symbols | None = None
         self.ramdisk = b"" if config.ramdisk is None else read_file(config.ramdisk)
+        self.uuid = new_uuid()
         self.restarts = RestartLimit()
         self.domain: BuiltDomain | None = None
         self.console: Console | None = None
@@ -95,14 +98,22 @@ class Guest:
         self,
         control: Control,
         link: Link,
+        store: XenStore,
         *,
         sink: Callable[[int, bytes], None],
         broken: Callable[[PeerError], None],
     ) -> BuiltDomain:
-        """Build the domain, join its console to ``sink(domid, bytes)`` and let it run."""
+        """Build the domain, tell the store, join its console to ``sink(domid, bytes)``, let it run.
+
+        The store's undo comes before the domain's: it gives back the page and port that it uses.
+        """
         assert self.domain is None, f"{self.config.name} runs already"
         with ExitStack() as undo:
             domain = build(control, self.config, self.image, self.ramdisk, undo)
+            undo.callback(store.remove, domain_paths(domain.domid, self.uuid))
+            store.put(domain_nodes(self.config, domain, self.uuid))
+            undo.callback(store.release, domain.domid)
+            store.introduce(domain.domid, domain.store_port)
             console = Console(
                 link,
                 domain.domid,

@@ -22,6 +22,7 @@ from xenlite.abi.x86_32p import (
     StartInfo,
 )
 from xenlite.dom0.console import OUT
+from xenlite.dom0.xenstore.store import XenStore
 from xenlite.doors import Control, Link
 from xenlite.errors import ConfigError, PeerError, Refused
 from xenlite.hypervisor import Hypervisor
@@ -270,8 +271,13 @@ def start(hypervisor: Hypervisor, kernel: Path, at: int | None) -> tuple[Guest, 
     def broken(error: PeerError) -> None:
         raise AssertionError(error)
 
+    store = XenStore(link, lambda _domid, error: broken(error))
     with suppress(Refused):
-        guest.start(control, link, sink=lambda _domid, _data: None, broken=broken)
+        guest.start(control, link, store, sink=lambda _domid, _data: None, broken=broken)
+    if guest.domain is None:
+        assert store.audit() == []
+        assert not store.server.domains
+        assert store.server.tree.mentioned() == {0}
     return guest, steps
 
 
@@ -302,11 +308,13 @@ def test_a_guest_starts_and_stops_again_and_again(hypervisor: Hypervisor, tmp_pa
     kernel.write_bytes(KERNEL.build())
     before = state(hypervisor)
     guest, _ = start(hypervisor, kernel, at=None)
+    link = hypervisor.link(0)
     for _ in range(10):
         guest.stop()
         guest.start(
             hypervisor.control(),
-            hypervisor.link(0),
+            link,
+            XenStore(link, lambda _domid, _error: None),
             sink=lambda _domid, _data: None,
             broken=lambda _error: None,
         )
@@ -321,10 +329,11 @@ def test_output_reaches_the_console_and_the_last_of_it_when_the_guest_stops(
     kernel.write_bytes(KERNEL.build())
     output: list[tuple[int, bytes]] = []
     guest = Guest(config(kernel=kernel))
-    control = hypervisor.control()
+    control, link = hypervisor.control(), hypervisor.link(0)
     domain = guest.start(
         control,
-        hypervisor.link(0),
+        link,
+        XenStore(link, lambda _domid, _error: None),
         sink=lambda domid, data: output.append((domid, data)),
         broken=lambda _error: None,
     )

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The directory of a running host's sockets: made for its owner alone, found again by tools.
+
+Without a wish of the user's it is ``BASE/<process id>``, where BASE is ``$XDG_RUNTIME_DIR/xenlite``
+or, without that, ``xenlite-<user id>`` in the temporary directory. Whoever may enter it may do
+anything with the domains, so directories that are somebody else's, or open to others, are refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self
+
+from xenlite.errors import ConfigError, Fault
+
+if TYPE_CHECKING:
+    import socket
+
+STORE_SOCKET: Final = "xenstore.sock"
+# What sockaddr_un holds on Linux, its NUL included.
+MAX_SOCKET_PATH: Final = 108
+
+
+class SocketDirectory:
+    """One directory; what was made goes again at ``close``."""
+
+    def __init__(self, wish: Path | None) -> None:
+        base = base_directory()
+        if wish is None:
+            _make_private(base)
+        self.path = wish or base / str(os.getpid())
+        # One with our process id is a dead process's.
+        self._is_ours = _make_private(self.path) or wish is None
+        self._sockets: list[Path] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def listen(self, name: str) -> socket.socket:
+        """Open a socket of that name, which nobody but the owner may connect to.
+
+        Raises ConfigError, also where another process listens there already.
+        """
+        import socket
+
+        path = self.path / name
+        if len(os.fsencode(path)) >= MAX_SOCKET_PATH:
+            raise ConfigError(Fault(str(path), "too long for a socket; give a --socket-dir"))
+        if path.exists() and is_alive(path):
+            raise ConfigError(Fault(str(path), "another xenlite listens there"))
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            if path.is_socket():
+                path.unlink()
+            listener.bind(str(path))
+            self._sockets.append(path)
+            path.chmod(0o600)
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            raise ConfigError(Fault(str(path), error.strerror or str(error))) from None
+        return listener
+
+    def close(self) -> None:
+        """Remove the sockets, and the directory if it was made here."""
+        for path in self._sockets:
+            path.unlink(missing_ok=True)
+        if self._is_ours:
+            with suppress(OSError):  # somebody put something else there: it is theirs
+                self.path.rmdir()
+
+
+def base_directory() -> Path:
+    """Return where directories are made that the user has no wish for."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime and Path(runtime).is_dir():
+        return Path(runtime) / "xenlite"
+    return Path(os.environ.get("TMPDIR") or "/tmp") / f"xenlite-{os.getuid()}"
+
+
+def running() -> list[Path]:
+    """List the directories below the base in which a store answers."""
+    base = base_directory()
+    if not base.is_dir():
+        return []
+    return [path for path in sorted(base.iterdir()) if is_alive(path / STORE_SOCKET)]
+
+
+def is_alive(path: Path) -> bool:
+    """Tell whether somebody listens at a socket."""
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        try:
+            client.connect(str(path))
+        except OSError:
+            return False
+    return True
+
+
+def _make_private(path: Path) -> bool:
+    """Make a directory for its owner alone, or take one that is; tell whether it was made here."""
+    try:
+        path.mkdir(mode=0o700)
+    except FileExistsError:
+        found = path.lstat()
+        if not stat.S_ISDIR(found.st_mode):
+            raise ConfigError(Fault(str(path), "not a directory")) from None
+        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            what = "must be yours and open to nobody else (mode 0700)"
+            raise ConfigError(Fault(str(path), what)) from None
+        return False
+    except OSError as error:
+        what = f"{error.strerror}; --socket-dir names another place"
+        raise ConfigError(Fault(str(path), what)) from None
+    return True

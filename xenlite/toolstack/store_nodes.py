@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a toolstack writes into XenStore for a domain, and who may read and change it.
+
+Values and rights are those that xl writes; docs/xenstore.md lists them in one table. Three kinds of
+rights occur: ``READS``, Dom0's and read by the guest; ``OWNS``, the guest's own; and Dom0's alone.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from xenlite.abi.x86_32p import XenbusStateInitialising
+from xenlite.dom0.xenstore.paths import home
+from xenlite.dom0.xenstore.permissions import DOM0_ONLY, Access, Permission
+from xenlite.dom0.xenstore.store import StoreNode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from xenlite.dom0.xenstore.permissions import Permissions
+    from xenlite.toolstack.builder import BuiltDomain
+    from xenlite.toolstack.domain_config import DomainConfig
+
+CONSOLE_LIMIT_BYTES: Final = 1 << 20
+# Empty, and the guest's to fill.
+GUESTS_OWN: Final = (
+    "control/shutdown",
+    "control/feature-poweroff",
+    "control/feature-reboot",
+    "control/feature-suspend",
+    "control/sysrq",
+    "device/suspend/event-channel",
+    "data",
+    "drivers",
+    "feature",
+    "attr",
+    "error",
+)
+# Empty, and only read by the guest; what lies below has rights of its own.
+GUEST_READS: Final = ("cpu", "memory", "device", "control")
+
+
+def host_nodes() -> list[StoreNode]:
+    """Return what is there before any domain."""
+    dom0 = home(0)
+    return [
+        StoreNode("/tool/xenstored"),
+        StoreNode(f"{dom0}/domid", "0"),
+        StoreNode(f"{dom0}/name", "Domain-0"),
+    ]
+
+
+def new_uuid() -> str:
+    """Choose a domain's UUID (version 4) at random."""
+    raw = bytearray(os.urandom(16))
+    raw[6] = raw[6] & 0x0F | 0x40
+    raw[8] = raw[8] & 0x3F | 0x80
+    text = raw.hex()
+    return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
+
+
+def domain_nodes(config: DomainConfig, domain: BuiltDomain, uuid: str) -> list[StoreNode]:
+    """Return the nodes of a domain, its console among them."""
+    domid, top, vm = domain.domid, home(domain.domid), f"/vm/{uuid}"
+    reads = _reads(domid)
+    values = {
+        "vm": vm,
+        "name": config.name,
+        "domid": str(domid),
+        "memory/static-max": str(config.maxmem_mib << 10),
+        "memory/target": str(config.memory_mib << 10),
+        "memory/videoram": "0",
+        "store/port": str(domain.store_port),
+        "store/ring-ref": str(domain.store_mfn),
+        **{
+            f"cpu/{cpu}/availability": "online" if cpu < config.vcpus else "offline"
+            for cpu in range(config.maxvcpus)
+        },
+    }
+    return [
+        StoreNode(top, permissions=reads),
+        StoreNode(vm, permissions=reads),
+        StoreNode(f"{vm}/name", config.name, reads),
+        StoreNode(f"{vm}/uuid", uuid, reads),
+        StoreNode(f"/libxl/{domid}"),
+        StoreNode(f"/libxl/{domid}/type", "pv"),
+        *(StoreNode(f"{top}/{name}", permissions=reads) for name in GUEST_READS),
+        *(StoreNode(f"{top}/{name}", permissions=_owns(domid)) for name in GUESTS_OWN),
+        *(StoreNode(f"{top}/{name}", value, reads) for name, value in values.items()),
+        *_console(domain),
+    ]
+
+
+def domain_paths(domid: int, uuid: str) -> list[str]:
+    """Return what has to go with a domain, beside what it owns itself."""
+    return [home(domid), f"/vm/{uuid}", f"/libxl/{domid}", f"{home(0)}/backend/console/{domid}"]
+
+
+def _console(domain: BuiltDomain) -> Iterable[StoreNode]:
+    """Return the console's nodes: unlike with other devices, the guest may only read its end."""
+    domid = domain.domid
+    front, back = f"{home(domid)}/console", f"{home(0)}/backend/console/{domid}/0"
+    reads = _reads(domid)
+    yield from _directory(
+        front,
+        reads,
+        {
+            "backend": back,
+            "backend-id": "0",
+            "limit": str(CONSOLE_LIMIT_BYTES),
+            "type": "xenconsoled",
+            "output": "pty",
+            "tty": "",
+            "port": str(domain.console_port),
+            "ring-ref": str(domain.console_mfn),
+        },
+    )
+    yield from _directory(
+        back,
+        reads,
+        {
+            "frontend": front,
+            "frontend-id": str(domid),
+            "online": "1",
+            "state": str(XenbusStateInitialising),
+            "protocol": "vt100",
+        },
+    )
+
+
+def _directory(
+    path: str, permissions: Permissions, values: Mapping[str, str]
+) -> Iterable[StoreNode]:
+    yield StoreNode(path, permissions=permissions)
+    for name, value in values.items():
+        yield StoreNode(f"{path}/{name}", value, permissions)
+
+
+def _reads(domid: int) -> Permissions:
+    return (*DOM0_ONLY, Permission(domid, Access.READ))
+
+
+def _owns(domid: int) -> Permissions:
+    return (Permission(domid, Access.NONE),)
