@@ -100,6 +100,7 @@ class Front:
     """The frontend, and the backend that it talks to."""
 
     def __init__(self, image: Image, *, read_only: bool = False, latency_ns: int = 0) -> None:
+        self._image = image
         self.hypervisor = Hypervisor(32 << 20)
         control = self.control = self.hypervisor.control()
         self.domid = control.create_domain("front", max_pages=600, max_vcpus=1)
@@ -116,7 +117,7 @@ class Front:
             self.paths,
             image,
             read_only=read_only,
-            say=self.said.append,
+            broken=lambda error: self.said.append(str(error)),
             latency_ns=latency_ns,
         )
         self.ring: FrontRing
@@ -260,6 +261,7 @@ class Front:
     def close(self) -> None:
         """Take everything down, device first, and demand that nothing is left."""
         self.vbd.close()
+        self._image.close()
         assert self.control.audit() == []
         assert list(self.domain.grants.uses()) == []
         assert list(self.hypervisor.domains[0].maptrack.pins()) == []

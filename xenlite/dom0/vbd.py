@@ -68,7 +68,7 @@ def features(disk: Disk, *, is_cdrom: bool = False) -> Mapping[str, str]:
 
 
 class Vbd:
-    """The backend of one disk. ``say`` hears, in a line, what its frontend does wrong."""
+    """The backend of one disk. ``broken`` hears what its frontend does wrong."""
 
     def __init__(
         self,
@@ -79,14 +79,14 @@ class Vbd:
         *,
         read_only: bool,
         is_cdrom: bool = False,
-        say: Callable[[str], None],
+        broken: Callable[[PeerError], None],
         latency_ns: int = 0,
     ) -> None:
         self._link = link
         self._store = store
         self._paths = paths
         self._image = image
-        self._say = say
+        self._tell = broken
         self._latency_ns = latency_ns
         self.disk = Disk(image.size_bytes // SECTOR, read_only, image.can_discard)
         self.state = State.INITIALISING
@@ -100,14 +100,13 @@ class Vbd:
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
 
     def close(self) -> None:
-        """Take the device away: I/O that is in work is finished first."""
+        """Take the device away: I/O that is in work is finished first. The image stays open."""
         self._is_closed = True
         self._store.unwatch(self._watch)
         if self.ring is not None:
             self.ring.close(_nothing)
             self.ring = None
         self._worker.close()
-        self._image.close()
 
     # -- states -------------------------------------------------------------------------------
 
@@ -163,12 +162,12 @@ class Vbd:
                 latency_ns=self._latency_ns,
             )
         except (PeerError, Refused) as error:
-            self._say(f"{self._paths.frontend}: cannot connect: {error}")
+            self._tell(PeerError(f"{self._paths.frontend}: cannot connect: {error}"))
             return False
         return True
 
     def _broken(self, error: PeerError) -> None:
-        self._say(f"{self._paths.frontend}: {error}")
+        self._tell(PeerError(f"{self._paths.frontend}: {error}"))
         self._disconnect(State.CLOSING)
 
     def _read_offer(self) -> Offer:

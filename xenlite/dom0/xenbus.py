@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from xenlite.abi.x86_32p import (
     XenbusStateClosed,
@@ -92,10 +92,10 @@ class DeviceStore(Protocol):
     def write(self, path: str, value: str) -> None:
         """Set a node's value; watches hear of it later, outside this call."""
 
-    def watch(self, path: str, changed: Callable[[], None]) -> object:
+    def watch(self, path: str, changed: Callable[[], None]) -> Any:
         """Call ``changed`` after each change of a node or what is below; and once at first."""
 
-    def unwatch(self, watch: object) -> None:
+    def unwatch(self, watch: Any) -> None:
         """End what ``watch`` returned."""
 
 

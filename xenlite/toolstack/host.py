@@ -175,7 +175,7 @@ class Host:
         name = guest.config.name
 
         def broken(error: PeerError) -> None:
-            self._voice.say(f"domain {name!r} broke its console: {error}")
+            self._voice.say(f"domain {name!r} broke a device: {error}")
 
         guest.start(self._control, self._link, self.store, sink=self._print, broken=broken)
 

@@ -18,8 +18,10 @@ from xenlite.dom0.xenstore.store import StoreNode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from xenlite.dom0.vbd import VbdPaths
     from xenlite.dom0.xenstore.permissions import Permissions
     from xenlite.toolstack.builder import BuiltDomain
+    from xenlite.toolstack.disk_config import DiskConfig
     from xenlite.toolstack.domain_config import DomainConfig
 
 CONSOLE_LIMIT_BYTES: Final = 1 << 20
@@ -94,7 +96,38 @@ def domain_nodes(config: DomainConfig, domain: BuiltDomain, uuid: str) -> list[S
 
 def domain_paths(domid: int, uuid: str) -> list[str]:
     """Return what has to go with a domain, beside what it owns itself."""
-    return [home(domid), f"/vm/{uuid}", f"/libxl/{domid}", f"{home(0)}/backend/console/{domid}"]
+    backends = [f"{home(0)}/backend/{kind}/{domid}" for kind in ("console", "vbd")]
+    return [home(domid), f"/vm/{uuid}", f"/libxl/{domid}", *backends]
+
+
+def disk_nodes(paths: VbdPaths, disk: DiskConfig) -> list[StoreNode]:
+    """Return the nodes of a disk; its backend adds what it offers."""
+    domid = paths.frontend_domid
+    kind = "cdrom" if disk.is_cdrom else "disk"
+    front = {
+        "backend": paths.backend,
+        "backend-id": paths.backend.split("/")[3],
+        "state": str(XenbusStateInitialising),
+        "virtual-device": str(disk.number),
+        "device-type": kind,
+    }
+    back = {
+        "frontend": paths.frontend,
+        "frontend-id": str(domid),
+        "online": "1",
+        "removable": str(int(disk.is_cdrom)),
+        "bootable": "1",
+        "state": str(XenbusStateInitialising),
+        "dev": disk.vdev,
+        "type": "qdisk",
+        "params": f"aio:{disk.target}",
+        "mode": "r" if disk.read_only else "w",
+        "device-type": kind,
+    }
+    return [
+        *_directory(paths.frontend, (*_owns(domid), Permission(0, Access.READ)), front),
+        *_directory(paths.backend, _reads(domid), back),
+    ]
 
 
 def _console(domain: BuiltDomain) -> Iterable[StoreNode]:
