@@ -71,7 +71,7 @@ class Client:
         while (message := self._decoder.next()) is not None:
             if message.type == XS_WATCH_EVENT:
                 path, token = message.payload.split(b"\0")[:2]
-                self.events.append((path.decode(), token.decode()))
+                self.events.append((path.decode(), token.decode("latin-1")))
             else:
                 self._answers.append(message)
 
@@ -84,13 +84,17 @@ class Client:
     def ask(self, request: int, *strings: bytes, tx: int = 0, rest: bytes = b"") -> bytes:
         """Send a request of NUL-terminated strings and what follows them; return the answer."""
         self.send(request, b"".join(text + b"\0" for text in strings) + rest, tx)
-        (answer,) = self._answers
-        self._answers.clear()
+        (answer,) = self.answers()
         assert (answer.req_id, answer.tx_id) == (self._requests, tx)
         if answer.type == XS_ERROR:
             raise StoreError(answer.payload.rstrip(b"\0").decode())
         assert answer.type == request
         return answer.payload
+
+    def answers(self) -> list[Message]:
+        """Return the answers since the last call, errors among them."""
+        answers, self._answers = self._answers, []
+        return answers
 
     def news(self) -> list[tuple[str, str]]:
         """Return the events since the last call."""

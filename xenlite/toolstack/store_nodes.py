@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a toolstack writes into XenStore for a domain, and who may read and change it.
 
-Values and rights are those that xl writes; docs/xenstore.md lists them in one table. Three kinds of
-rights occur: ``READS``, Dom0's and read by the guest; ``OWNS``, the guest's own; and Dom0's alone.
+Values and rights are those that xl writes; docs/xenstore.md lists them in one table.
 """
 
 from __future__ import annotations
@@ -127,6 +126,62 @@ def disk_nodes(paths: VbdPaths, disk: DiskConfig) -> list[StoreNode]:
     return [
         *_directory(paths.frontend, (*_owns(domid), Permission(0, Access.READ)), front),
         *_directory(paths.backend, _reads(domid), back),
+    ]
+
+
+def vbd_nodes(domid: int, device: int, name: str, params: str, *, mode: str) -> list[StoreNode]:
+    """Return the nodes of a disk that its backend finds by ``params``; ``mode`` is r or w.
+
+    ``device`` is the number of the virtual device that ``name`` (xvda) stands for.
+    """
+    return _device(
+        domid,
+        "vbd",
+        device,
+        front={"virtual-device": str(device), "device-type": "disk"},
+        back={
+            "params": params,
+            "dev": name,
+            "mode": mode,
+            "type": "phy",
+            "device-type": "disk",
+            "bootable": "1",
+            "removable": "0",
+        },
+    )
+
+
+def vif_nodes(domid: int, handle: int, mac: str) -> list[StoreNode]:
+    """Return the nodes of a network card; both ends can read its address."""
+    common = {"handle": str(handle), "mac": mac}
+    return _device(domid, "vif", handle, front=common, back={**common, "type": "vif"})
+
+
+def device_paths(domid: int, kind: str, device: int) -> list[str]:
+    """Return what has to go with a device."""
+    return [*_device_ends(domid, kind, device), f"/libxl/{domid}/device/{kind}/{device}"]
+
+
+def _device_ends(domid: int, kind: str, device: int) -> tuple[str, str]:
+    """Return where the guest's end of a device is, and where Dom0's."""
+    front = f"{home(domid)}/device/{kind}/{device}"
+    return front, f"{home(0)}/backend/{kind}/{domid}/{device}"
+
+
+def _device(
+    domid: int, kind: str, device: int, *, front: dict[str, str], back: dict[str, str]
+) -> list[StoreNode]:
+    """Return the nodes of a device: each end owns its own and reads the other's."""
+    state = {"state": str(XenbusStateInitialising)}
+    front_path, back_path = _device_ends(domid, kind, device)
+    links = {"frontend": front_path, "backend": back_path}
+    front = {"backend": back_path, "backend-id": "0", **state, **front}
+    back = {"frontend": front_path, "frontend-id": str(domid), "online": "1", **state, **back}
+    owns = (*_owns(domid), Permission(0, Access.READ))
+    return [
+        *_directory(f"/libxl/{domid}/device/{kind}/{device}", DOM0_ONLY, links),
+        *_directory(front_path, owns, front),
+        *_directory(back_path, _reads(domid), back),
     ]
 
 

@@ -309,17 +309,19 @@ def test_a_guest_starts_and_stops_again_and_again(hypervisor: Hypervisor, tmp_pa
     before = state(hypervisor)
     guest, _ = start(hypervisor, kernel, at=None)
     link = hypervisor.link(0)
+    store = XenStore(link, lambda _domid, _error: None)
     for _ in range(10):
         guest.stop()
         guest.start(
             hypervisor.control(),
             link,
-            XenStore(link, lambda _domid, _error: None),
+            store,
             sink=lambda _domid, _data: None,
             broken=lambda _error: None,
         )
     guest.stop()
     assert state(hypervisor) == before
+    assert (store.audit(), store.server.tree.mentioned()) == ([], {0})
 
 
 def test_output_reaches_the_console_and_the_last_of_it_when_the_guest_stops(

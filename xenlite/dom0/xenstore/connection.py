@@ -90,10 +90,9 @@ class Connection:
 
     def open_transaction(self, overlay: Overlay) -> int:
         """Keep a transaction open; return its number, which is never 0."""
-        number = self._last_transaction
+        number = 0
         while not number or number in self.transactions:
-            number = (number + 1) & 0xFFFFFFFF
-        self._last_transaction = number
+            self._last_transaction = number = (self._last_transaction + 1) & 0xFFFFFFFF
         self.transactions[number] = overlay
         return number
 
