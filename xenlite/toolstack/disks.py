@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from xenlite.dom0.device_store import Dom0Store
 from xenlite.dom0.image import RawImage
 from xenlite.dom0.vbd import Vbd, vbd_paths
-from xenlite.toolstack.store_nodes import disk_nodes
+from xenlite.toolstack.store_nodes import device_paths, vbd_nodes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,8 +54,17 @@ class Disks:
         """Show a disk to the domain, which may run already. The image stays the caller's."""
         paths = vbd_paths(self._link.domid, self._domid, disk.number)
         with ExitStack() as undo:
-            undo.callback(self._store.remove, [paths.backend, paths.frontend])
-            self._store.put(disk_nodes(paths, disk))
+            undo.callback(self._store.remove, device_paths(self._domid, "vbd", disk.number))
+            self._store.put(
+                vbd_nodes(
+                    self._domid,
+                    disk.number,
+                    disk.vdev,
+                    f"aio:{disk.target}",
+                    mode="r" if disk.read_only else "w",
+                    kind="cdrom" if disk.is_cdrom else "disk",
+                )
+            )
             vbd = Vbd(
                 self._link,
                 self._nodes,

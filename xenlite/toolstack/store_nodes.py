@@ -17,10 +17,8 @@ from xenlite.dom0.xenstore.store import StoreNode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from xenlite.dom0.vbd import VbdPaths
     from xenlite.dom0.xenstore.permissions import Permissions
     from xenlite.toolstack.builder import BuiltDomain
-    from xenlite.toolstack.disk_config import DiskConfig
     from xenlite.toolstack.domain_config import DomainConfig
 
 CONSOLE_LIMIT_BYTES: Final = 1 << 20
@@ -99,38 +97,10 @@ def domain_paths(domid: int, uuid: str) -> list[str]:
     return [home(domid), f"/vm/{uuid}", f"/libxl/{domid}", *backends]
 
 
-def disk_nodes(paths: VbdPaths, disk: DiskConfig) -> list[StoreNode]:
-    """Return the nodes of a disk; its backend adds what it offers."""
-    domid = paths.frontend_domid
-    kind = "cdrom" if disk.is_cdrom else "disk"
-    front = {
-        "backend": paths.backend,
-        "backend-id": paths.backend.split("/")[3],
-        "state": str(XenbusStateInitialising),
-        "virtual-device": str(disk.number),
-        "device-type": kind,
-    }
-    back = {
-        "frontend": paths.frontend,
-        "frontend-id": str(domid),
-        "online": "1",
-        "removable": str(int(disk.is_cdrom)),
-        "bootable": "1",
-        "state": str(XenbusStateInitialising),
-        "dev": disk.vdev,
-        "type": "qdisk",
-        "params": f"aio:{disk.target}",
-        "mode": "r" if disk.read_only else "w",
-        "device-type": kind,
-    }
-    return [
-        *_directory(paths.frontend, (*_owns(domid), Permission(0, Access.READ)), front),
-        *_directory(paths.backend, _reads(domid), back),
-    ]
-
-
-def vbd_nodes(domid: int, device: int, name: str, params: str, *, mode: str) -> list[StoreNode]:
-    """Return the nodes of a disk that its backend finds by ``params``; ``mode`` is r or w.
+def vbd_nodes(
+    domid: int, device: int, name: str, params: str, *, mode: str, kind: str = "disk"
+) -> list[StoreNode]:
+    """Return the nodes of a disk or cdrom whose backend finds it by ``params``; ``mode`` is r or w.
 
     ``device`` is the number of the virtual device that ``name`` (xvda) stands for.
     """
@@ -138,15 +108,15 @@ def vbd_nodes(domid: int, device: int, name: str, params: str, *, mode: str) -> 
         domid,
         "vbd",
         device,
-        front={"virtual-device": str(device), "device-type": "disk"},
+        front={"virtual-device": str(device), "device-type": kind},
         back={
             "params": params,
             "dev": name,
             "mode": mode,
             "type": "phy",
-            "device-type": "disk",
+            "device-type": kind,
             "bootable": "1",
-            "removable": "0",
+            "removable": str(int(kind == "cdrom")),
         },
     )
 
