@@ -3,7 +3,8 @@
 
 ``RawImage`` does the I/O; ``ImageWorker`` does it on a thread of its own, so that a slow disk stops
 nobody. The worker only does what it is given and hands it over: what an outcome means is decided on
-the main thread, in the order in which the work was given.
+the main thread, in the order in which the work was given. What the host has in its cache can be
+read at once, which costs less than to wake a thread.
 
 The content is the guest's: it is never looked at.
 """
@@ -35,10 +36,13 @@ _PUNCH_HOLE: Final = 2
 
 
 class Image(Protocol):
-    """What a worker does its work on. Every method raises OSError; it may block."""
+    """What a worker does its work on. Every method but the first raises OSError, and may block."""
 
     size_bytes: int
     can_discard: bool
+
+    def read_cached(self, views: Sequence[memoryview], offset: int) -> bool:
+        """Fill the views if that needs no waiting; False where it does, and they may be changed."""
 
     def read_into(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill the views, one after the other, with what stands at ``offset``."""
@@ -76,6 +80,7 @@ class RawImage:
             self.close()
             raise ConfigError(Fault(str(path), "smaller than a sector of 512 bytes"))
         self.can_discard = stat.S_ISREG(kind) and not read_only
+        self._has_cached_reads = True  # until the file system says that it knows no such thing
 
     def _lock(self, path: Path, *, read_only: bool) -> None:
         """Use a file that is written alone: two file systems over one disk would destroy it."""
@@ -86,6 +91,17 @@ class RawImage:
             busy = error.errno == errno.EWOULDBLOCK
             what = "in use by another disk" if busy else error.strerror or str(error)
             raise ConfigError(Fault(str(path), what)) from None
+
+    def read_cached(self, views: Sequence[memoryview], offset: int) -> bool:
+        """Fill the views if that needs no waiting; errors are for ``read_into`` to tell."""
+        if not self._has_cached_reads:
+            return False
+        try:
+            count = os.preadv(self._fd, views, offset, os.RWF_NOWAIT)
+        except OSError as error:
+            self._has_cached_reads = error.errno == errno.EAGAIN
+            return False
+        return count == sum(map(len, views))
 
     def read_into(self, views: Sequence[memoryview], offset: int) -> None:
         """Fill the views; EIO where the file has become too short."""
