@@ -141,6 +141,17 @@ def new_server(quotas: Quotas | None = None) -> Server:
     return Server(_no_ring, _no_ring_to_part, quotas)
 
 
+def owners(server: Server) -> set[int]:
+    """Return the domids that own any node."""
+    return {node.owner for node in server.tree._nodes.values()}
+
+
+def named(server: Server) -> set[int]:
+    """Return the domids that any node's permissions name."""
+    nodes = server.tree._nodes.values()
+    return {entry.domid for node in nodes for entry in node.permissions}
+
+
 def home(tool: Client, domid: int) -> str:
     """Make a domain a home of its own, as a toolstack does; return its path."""
     path = f"/local/domain/{domid}"

@@ -327,6 +327,10 @@ def test_a_broken_ring_is_told_and_the_domain_lives_on(domain: Path) -> None:
     assert result.returncode == 0
     (line,) = ours(result)
     assert line.startswith("xenlite: domain 'ob' broke a device: console output: ")
+    result = run(domain, "cmdline=t")
+    assert result.returncode == 0
+    (line,) = ours(result)
+    assert line.startswith("xenlite: domain 'ob' broke its XenStore ring: store requests: ")
 
 
 def test_an_audited_run_finds_nothing_wrong(domain: Path) -> None:

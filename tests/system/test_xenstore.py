@@ -33,21 +33,23 @@ PATIENCE = 30
 class Running:
     """One ``xenlite run`` whose guest waits for ever; its domid is 1."""
 
-    def __init__(self, directory: Path, *words: str | Path, kernel: Path) -> None:
+    def __init__(
+        self, directory: Path, *words: str | Path, kernel: Path, typing: bool = False
+    ) -> None:
         self.directory = directory
         config = directory.parent / "dom.yaml"
         config.write_text(f"name: waiter\nkernel: {kernel}\nmemory: 4\ncmdline: b\n")
         self.process = subprocess.Popen(
             [*XENLITE, "run", str(config), *map(str, words)],
             cwd=ROOT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if typing else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
         assert self.process.stderr is not None
         assert self.process.stdout is not None
         self.said = self.process.stderr.readline().decode()
-        assert self.process.stdout.readline() == b"hello\n"
+        assert self.process.stdout.readline().endswith(b"hello\n")
         self.socket = directory / "xenstore.sock"
 
     def theirs(self, tool: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -319,6 +321,33 @@ def test_pyxs_monitors_a_path(running: Running) -> None:
         assert tuple(next(events)) == (b"/mon/x", b"token")
         monitor.unwatch(b"/mon", b"token")
         client.delete(b"/mon")
+
+
+# -- domains that end -----------------------------------------------------------------------------
+
+
+def test_a_domain_that_ends_is_news_and_leaves_nothing(kernel: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "sockets"
+    words = ["name=goes", "cmdline=e", f"{tmp_path}/dom.yaml", "name=stays"]
+    made = Running(directory, *words, "--socket-dir", directory, kernel=kernel, typing=True)
+    with pyxs_client(made) as client, client.monitor() as monitor:
+        monitor.watch(b"@releaseDomain", b"gone")
+        events = monitor.wait()
+        assert tuple(next(events)) == (b"@releaseDomain", b"gone")
+        assert client.read(b"/local/domain/1/name") == b"goes"
+        assert made.process.stdin is not None
+        made.process.stdin.write(b"q")
+        made.process.stdin.flush()
+        assert tuple(next(events)) == (b"@releaseDomain", b"gone")  # it has shut down
+        assert tuple(next(events)) == (b"@releaseDomain", b"gone")  # and is no more
+        while client.exists(b"/local/domain/1"):
+            pass
+        assert client.list(b"/local/domain") == [b"0", b"2"]
+        assert not client.exists(b"/libxl/1")
+        assert len(client.list(b"/vm")) == 1
+        assert not client.is_domain_introduced(1)
+    assert made.theirs("xenstore-ls", "-p").stdout.count("r1") == 0
+    made.end()
 
 
 # -- clients that misbehave -----------------------------------------------------------------------

@@ -28,12 +28,8 @@ class SocketDirectory:
     """One directory; what was made goes again at ``close``."""
 
     def __init__(self, wish: Path | None) -> None:
-        base = base_directory()
-        if wish is None:
-            _make_private(base)
-        self.path = wish or base / str(os.getpid())
-        # One with our process id is a dead process's.
-        self._is_ours = _make_private(self.path) or wish is None
+        self.path = _make_fresh(base_directory()) if wish is None else wish
+        self._is_ours = wish is None or _make_private(wish)
         self._sockets: list[Path] = []
 
     def __enter__(self) -> Self:
@@ -102,6 +98,15 @@ def is_alive(path: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+def _make_fresh(base: Path) -> Path:
+    """Make a directory named after this process; after a dead one, a number more stands behind."""
+    _make_private(base)
+    path, tries = base / str(os.getpid()), 1
+    while not _make_private(path):
+        path, tries = base / f"{os.getpid()}-{tries}", tries + 1
+    return path
 
 
 def _make_private(path: Path) -> bool:

@@ -36,6 +36,7 @@ GUESTS_OWN: Final = (
     "attr",
     "error",
 )
+KINDS: Final = ("console", "vbd", "vif")
 # Empty, and only read by the guest; what lies below has rights of its own.
 GUEST_READS: Final = ("cpu", "memory", "device", "control")
 
@@ -93,7 +94,7 @@ def domain_nodes(config: DomainConfig, domain: BuiltDomain, uuid: str) -> list[S
 
 def domain_paths(domid: int, uuid: str) -> list[str]:
     """Return what has to go with a domain, beside what it owns itself."""
-    backends = [f"{home(0)}/backend/{kind}/{domid}" for kind in ("console", "vbd")]
+    backends = [f"{home(0)}/backend/{kind}/{domid}" for kind in KINDS]
     return [home(domid), f"/vm/{uuid}", f"/libxl/{domid}", *backends]
 
 

@@ -6,7 +6,7 @@
 #   c  crash (ud2)      l  loop            b  block for good  n  a hypercall that is refused, then p
 #   e  echo what is typed, as CR LF ended lines, until q
 #   f  print without end
-#   h  an impossible index in the console's ring, then p
+#   h  an impossible index in the console's ring, then p; t  the same in XenStore's
 #   a  print an escape sequence that commands the terminal, then p
 #
 # It sets no traps, masks events throughout and waits by yielding.
@@ -63,6 +63,8 @@ _start:
     je flood
     cmp al, 'h'
     je break_ring
+    cmp al, 't'
+    je break_store_ring
     cmp al, 'a'
     je command_terminal
 .global loop_for_good
@@ -151,6 +153,20 @@ flood_more:
 break_ring:
     mov dword ptr [edi + XENCONS_INTERFACE_OUT_PROD], 0xFFFFFFFF
     call notify
+    call yield
+    call yield
+    jmp power_off
+
+break_store_ring:
+    mov eax, [ebp + START_INFO_STORE_MFN]
+    mov eax, [MACH2PHYS_VIRT_START + eax * 4]
+    shl eax, PAGE_SHIFT
+    mov dword ptr [eax + VIRT_BASE + XENSTORE_DOMAIN_INTERFACE_REQ_PROD], 0xFFFFFFFF
+    mov eax, [ebp + START_INFO_STORE_EVTCHN]
+    mov [argument], eax
+    mov ebx, EVTCHNOP_send
+    mov ecx, offset argument
+    CALL_XEN HYPERVISOR_event_channel_op
     call yield
     call yield
     jmp power_off

@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 
 from tests.support.kernel_file import KernelFile, Load, based_at
+from tests.support.store import named
 from xenlite.abi.x86_32p import (
     EINVAL,
     ENOSPC,
@@ -277,7 +278,7 @@ def start(hypervisor: Hypervisor, kernel: Path, at: int | None) -> tuple[Guest, 
     if guest.domain is None:
         assert store.audit() == []
         assert not store.server.domains
-        assert store.server.tree.mentioned() == {0}
+        assert named(store.server) == {0}
     return guest, steps
 
 
@@ -321,7 +322,7 @@ def test_a_guest_starts_and_stops_again_and_again(hypervisor: Hypervisor, tmp_pa
         )
     guest.stop()
     assert state(hypervisor) == before
-    assert (store.audit(), store.server.tree.mentioned()) == ([], {0})
+    assert (store.audit(), named(store.server)) == ([], {0})
 
 
 def test_output_reaches_the_console_and_the_last_of_it_when_the_guest_stops(

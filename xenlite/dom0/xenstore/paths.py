@@ -33,7 +33,10 @@ def home(domid: int) -> str:
 
 
 def resolve(text: bytes, domid: int) -> str:
-    """Return the absolute path that client ``domid`` means. Raises Refused(EINVAL)."""
+    """Return the absolute path that client ``domid`` means. Raises Refused(EINVAL).
+
+    Below a home, and anywhere else, a guest's path has the length of a relative one at most.
+    """
     if text.startswith(b"@"):
         raise Refused(EINVAL, "xenstore.special-name")
     if not text.startswith(b"/"):
@@ -42,7 +45,7 @@ def resolve(text: bytes, domid: int) -> str:
         raise Refused(EINVAL, "xenstore.bad-path")
     path = text.decode("ascii")
     below = _DOMAIN_HOME.match(path)
-    if len(path) - (below.end() if below else 0) > XENSTORE_REL_PATH_MAX:
+    if domid and len(path) - (below.end() if below else 0) > XENSTORE_REL_PATH_MAX:
         raise Refused(EINVAL, "xenstore.path-too-long")
     return path
 

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 Handler = Callable[["Connection", "Message"], bytes]
 OK: Final = b"OK\0"
 CONTROL_HELP: Final = b"check: recount the store\nhelp: this list\nquota: limits of a domain\n\0"
-MAX_OFFSET_DIGITS: Final = 10
+MAX_DIGITS: Final = 10
 
 
 class Requests:
@@ -116,7 +116,7 @@ class Requests:
     def _directory_part(self, connection: Connection, request: Message) -> bytes:
         text, offset = strings(request.payload, 2)
         path = paths.resolve(text, connection.actor.domid)
-        if not offset.isdigit() or len(offset) > MAX_OFFSET_DIGITS:
+        if not offset.isdigit() or len(offset) > MAX_DIGITS:
             raise Refused(EINVAL, "xenstore.bad-offset")
         return self._server.act(
             connection, request.tx_id, lambda view: view.directory_part(path, int(offset))
@@ -217,7 +217,7 @@ class Requests:
         """Join a domain's ring, by the grant that the builder makes: the frame is not needed."""
         domid, _frame, port = strings(request.payload, 3)
         number = paths.parse_domid(domid)
-        if not number or not port.isdigit() or len(port) > MAX_OFFSET_DIGITS:
+        if not number or not port.isdigit() or len(port) > MAX_DIGITS:
             raise Refused(EINVAL, "xenstore.bad-introduction")
         if number in self._server.domains:
             self._server.announce(paths.INTRODUCE_DOMAIN)

@@ -130,7 +130,7 @@ class Server:
         """Tell the watches of a special name: now, or behind the answer that is being made."""
         node = self.tree.get(special)
         assert node is not None
-        self._news.append(Change(special, True, (node.permissions,)))
+        self._news.append(Change(special, is_exact=True, visible_by=(node.permissions,)))
         self._tell_news()
 
     # -- the tree -----------------------------------------------------------------------------
@@ -225,13 +225,13 @@ class Server:
         if self._is_answering:
             return
         news, self._news = self._news, []
-        told: set[Connection] = set()
+        told: dict[Connection, None] = {}  # in the order of the news: runs repeat
         for item in news:
             if isinstance(item, Change):
-                told |= self.watches.fire(item)
+                told.update(dict.fromkeys(self.watches.fire(item)))
             else:
                 watch, path = item
                 watch.tell(path)
-                told.add(watch.connection)
+                told[watch.connection] = None
         for connection in told:
             connection.on_output()

@@ -23,7 +23,6 @@ The map is flat, so a path of a thousand levels costs no stack.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
@@ -54,7 +53,7 @@ class Node(NamedTuple):
     @property
     def size(self) -> int:
         """Return the bytes that count against the quota of a node."""
-        names = sum(len(name) + 1 for name in self.children)
+        names = sum(map(len, self.children)) + len(self.children)
         lists = PERMISSION_BYTES * len(self.permissions)
         return NODE_OVERHEAD_BYTES + len(self.value) + lists + names
 
@@ -65,13 +64,12 @@ class Usage(NamedTuple):
     nodes: int = 0
     size_bytes: int = 0
 
-    def plus(self, other: Usage) -> Usage:
-        """Return both together."""
-        return Usage(self.nodes + other.nodes, self.size_bytes + other.size_bytes)
+    def plus(self, nodes: int, size_bytes: int) -> Usage:
+        """Return this with so much more."""
+        return Usage(self.nodes + nodes, self.size_bytes + size_bytes)
 
-    def minus(self, other: Usage) -> Usage:
-        """Return what is left."""
-        return Usage(self.nodes - other.nodes, self.size_bytes - other.size_bytes)
+
+_NOTHING: Final = Usage()
 
 
 class Change(NamedTuple):
@@ -91,7 +89,7 @@ class _Accounts:
     """Usage by domid."""
 
     def __init__(self) -> None:
-        self._usage: defaultdict[int, Usage] = defaultdict(Usage)
+        self._usage: dict[int, Usage] = {}
 
     def __getitem__(self, domid: int) -> Usage:
         return self._usage.get(domid, _NOTHING)
@@ -103,17 +101,9 @@ class _Accounts:
     def replace(self, path: str, old: Node | None, new: Node | None) -> None:
         """Charge for ``new`` in place of ``old``."""
         if old is not None:
-            self._usage[old.owner] = self._usage[old.owner].minus(charge(path, old))
+            self._usage[old.owner] = self[old.owner].plus(-1, -len(path) - old.size)
         if new is not None:
-            self._usage[new.owner] = self._usage[new.owner].plus(charge(path, new))
-
-
-_NOTHING: Final = Usage()
-
-
-def charge(path: str, node: Node) -> Usage:
-    """Return what the owner of a node is charged."""
-    return Usage(1, len(path) + node.size)
+            self._usage[new.owner] = self[new.owner].plus(1, len(path) + new.size)
 
 
 class Tree:
@@ -123,14 +113,9 @@ class Tree:
         self.generation = 0
         self._nodes: dict[str, Node] = {}
         self._accounts = _Accounts()
-        self._domains_forgotten = 0
+        self.domains_forgotten = 0
         for root in ROOTS:
             self._set(root, Node(b"", DOM0_ONLY, (), 0))
-
-    @property
-    def domains_forgotten(self) -> int:
-        """Count the domains whose traces were removed."""
-        return self._domains_forgotten
 
     def get(self, path: str) -> Node | None:
         """Return a node, if it exists."""
@@ -156,7 +141,11 @@ class Tree:
         for path, node in overlay.replaced():
             self._set(path, node)
         return [
-            Change(path, is_exact, (*visible_before[path], *self._visible_by(path)))
+            Change(
+                path,
+                is_exact=is_exact,
+                visible_by=(*visible_before[path], *self._visible_by(path)),
+            )
             for path, is_exact in overlay.changed.items()
         ]
 
@@ -166,7 +155,7 @@ class Tree:
         Transactions that are open now can't be committed any more: what they hold may still name
         the domid, and the next domain of that number would inherit it.
         """
-        self._domains_forgotten += 1
+        self.domains_forgotten += 1
         overlay = Overlay(self)
         for path, node in list(self._nodes.items()):
             if overlay.get(path) is None:
@@ -205,14 +194,6 @@ class Tree:
         if dict(recounted.items()) != dict(self._accounts.items()):
             wrong.append(f"xenstore: charged {self._accounts.items()}, are {recounted.items()}")
         return wrong
-
-    def charged(self) -> list[int]:
-        """List the domids that own any node."""
-        return sorted(domid for domid, _ in self._accounts.items())
-
-    def mentioned(self) -> set[int]:
-        """Return the domids that any node's permissions name."""
-        return {entry.domid for node in self._nodes.values() for entry in node.permissions}
 
     def _set(self, path: str, node: Node | None) -> None:
         self._accounts.replace(path, self._nodes.get(path), node)
@@ -292,16 +273,15 @@ class Overlay:
         yield from self._new.items()
 
     def fits(self) -> bool:
-        """Tell whether everything that was looked at is still what it was."""
+        """Tell whether everything that was looked at is what it was, and no domain is forgotten."""
         tree = self.tree
-        if self._began_after != tree.domains_forgotten:
-            # The tree's own overlay, which does the forgetting, began after it was counted.
-            return False
-        return all(tree.get(path) is node for path, node in self._seen.items())
+        return self._began_after == tree.domains_forgotten and all(
+            tree.get(path) is node for path, node in self._seen.items()
+        )
 
     def usage(self, domid: int) -> Usage:
         """Return what a domid is charged for, these changes included."""
-        return self._below.usage(domid).plus(self._charges[domid])
+        return self._below.usage(domid).plus(*self._charges[domid])
 
     def charges(self) -> list[tuple[int, Usage]]:
         """List by domid what these changes add."""

@@ -7,6 +7,7 @@ is told the path in the way it asked: relative to the domain's own, if the watch
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from xenlite.abi.x86_32p import E2BIG, EEXIST, ENOENT, XENSTORE_PAYLOAD_MAX
@@ -85,14 +86,12 @@ class Watches:
         """List every watch."""
         return [watch for found in self._by_path.values() for watch in found.values()]
 
-    def fire(self, change: Change) -> set[Connection]:
-        """Tell every watch that a change concerns and whose owner may know; return the owners."""
-        told: set[Connection] = set()
+    def fire(self, change: Change) -> Iterator[Connection]:
+        """Tell every watch that a change concerns and whose owner may know; yield the owners."""
         for watch in self._concerned(change):
             if any(map(watch.connection.actor.may_read, change.visible_by)):
                 watch.tell(change.path)
-                told.add(watch.connection)
-        return told
+                yield watch.connection
 
     def _concerned(self, change: Change) -> list[Watch]:
         at = change.path

@@ -55,6 +55,14 @@ def test_nothing_is_mended(text: bytes) -> None:
     assert refused.value.errno == EINVAL
 
 
+def test_dom0_may_write_longer_paths_up_to_the_protocols_limit() -> None:
+    longest = b"/" + b"a" * 3071
+    assert paths.resolve(longest, 0) == longest.decode()
+    for domid, text in [(0, longest + b"a"), (3, longest)]:
+        with pytest.raises(Refused):
+            paths.resolve(text, domid)
+
+
 @given(st.binary(max_size=40))
 def test_the_parser_is_total(text: bytes) -> None:
     try:

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from tests.support.store import Client, home, new_server, refused
+from tests.support.store import Client, home, named, new_server, owners, refused
 from xenlite.abi.x86_32p import (
     XS_CONTROL,
     XS_DIRECTORY,
@@ -293,8 +293,8 @@ def test_a_dead_domain_leaves_nothing(store: Store) -> None:
     one.watch("/shared")
     one.begin()
     server.remove_domain(1)
-    assert server.tree.charged() == [0, 2]
-    assert server.tree.mentioned() == {0, 2}
+    assert owners(server) == {0, 2}
+    assert named(server) == {0, 2}
     assert tool.directory("/shared") == ["twos"]
     assert [watch.connection.actor.domid for watch in server.watches.all()] == []
     assert not one.connection.transactions
@@ -311,18 +311,18 @@ def test_a_transaction_of_a_dead_domains_time_names_it_no_more(store: Store) -> 
     store.server.remove_domain(1)
     with refused("EAGAIN"):
         store.two.commit(tx)
-    assert 1 not in store.server.tree.mentioned()
+    assert 1 not in named(store.server)
 
 
 def test_domains_that_come_and_go_cost_nothing(store: Store) -> None:
-    before = (store.server.tree.charged(), store.server.tree.mentioned())
+    before = (owners(store.server), named(store.server))
     for _ in range(100):
         three = Client(store.server, 3)
         path = home(store.tool, 3)
         three.write("a/b")
         three.watch("a")
         store.server.remove_domain(3)
-        assert (store.server.tree.charged(), store.server.tree.mentioned()) == before
+        assert (owners(store.server), named(store.server)) == before
         with refused("ENOENT"):
             store.tool.read(path)
 
