@@ -187,6 +187,9 @@ class Maptrack:
             raise Refused(EBADF, "grants.bad-handle", handle)
         return mapping
 
+    def __len__(self) -> int:
+        return len(self._mapped)
+
     def maps(self, mfn: int) -> bool:
         """Tell whether any live mapping is of that frame."""
         return any(mapping.mfn == mfn for mapping in self._mapped.values())

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 MAX_RING_ORDER: Final = 4  # 16 pages, 512 slots
 _MOST_STEPS: Final = 4  # the longest way through the states without news from the frontend
+_MOST_COMPLAINTS: Final = 10  # lines about one frontend: it can be wrong without end
+_MOST_SHOWN: Final = 32  # characters of a value that makes no sense
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +88,18 @@ class Vbd:
         self._store = store
         self._paths = paths
         self._image = image
-        self._tell = broken
+        self._tell_broken = broken
+        self._complaints = 0
         self._latency_ns = latency_ns
         self.disk = Disk(image.size_bytes // SECTOR, read_only, image.can_discard)
         self.state = State.INITIALISING
         self.ring: BlockRing | None = None
         self._is_draining = False
         self._is_closed = False
-        self._worker = ImageWorker(link)
         for name, value in features(self.disk, is_cdrom=is_cdrom).items():
             store.write(f"{paths.backend}/{name}", value)
         self._show(State.INIT_WAIT)
+        self._worker = ImageWorker(link)
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
 
     def close(self) -> None:
@@ -162,19 +165,24 @@ class Vbd:
                 latency_ns=self._latency_ns,
             )
         except (PeerError, Refused) as error:
-            self._tell(PeerError(f"{self._paths.frontend}: cannot connect: {error}"))
+            self._complain(f"cannot connect: {error}")
             return False
         return True
 
     def _broken(self, error: PeerError) -> None:
-        self._tell(PeerError(f"{self._paths.frontend}: {error}"))
+        self._complain(str(error))
         self._disconnect(State.CLOSING)
+
+    def _complain(self, what: str) -> None:
+        self._complaints += 1
+        if self._complaints <= _MOST_COMPLAINTS:
+            self._tell_broken(PeerError(f"{self._paths.frontend}: {what}"))
 
     def _read_offer(self) -> Offer:
         """Read what the frontend has written, once. Raises PeerError."""
         protocol = self._store.read(f"{self._paths.frontend}/protocol")
         if protocol not in (None, "", XEN_IO_PROTO_ABI_X86_32):
-            raise PeerError(f"protocol {protocol!r} is not {XEN_IO_PROTO_ABI_X86_32}")
+            raise PeerError(f"protocol {protocol[:_MOST_SHOWN]!r} is not {XEN_IO_PROTO_ABI_X86_32}")
         order = self._number("ring-page-order", 0, MAX_RING_ORDER, default=0)
         names = ["ring-ref"] if not order else [f"ring-ref{n}" for n in range(1 << order)]
         if not order and self._store.read(f"{self._paths.frontend}/ring-ref") is None:
@@ -188,10 +196,12 @@ class Vbd:
 
     def _number(self, name: str, least: int, most: int, default: int | None = None) -> int:
         text = self._store.read(f"{self._paths.frontend}/{name}")
-        if text is None and default is not None:
-            return default
-        if text is None or re.fullmatch(r"\d{1,10}", text, re.ASCII) is None:
-            raise PeerError(f"{name} is {text!r}, which is no number")
+        if text is None:
+            if default is not None:
+                return default
+            raise PeerError(f"{name} is missing")
+        if re.fullmatch(r"\d{1,10}", text, re.ASCII) is None:
+            raise PeerError(f"{name} is {text[:_MOST_SHOWN]!r}, which is no number")
         number = int(text)
         if not least <= number <= most:
             raise PeerError(f"{name} is {number}, not between {least} and {most}")

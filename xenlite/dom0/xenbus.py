@@ -11,7 +11,9 @@ over its own state and the one it sees; the pair alone decides.
     Closing                      -> 2             -                -                -> 6
     Closed                       -> 2             -                -                -
 
-Source: public/io/xenbus.h; COMPAT: what frontends there are demand of it.
+GRUB leaves by 6 and waits for ours, then shows 1 for the kernel that it boots; other kernels go to
+3 or 4, and leave by 5, 6 and 1.
+Source: public/io/xenbus.h.
 """
 
 from __future__ import annotations

@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from xenlite.core.maptrack import MappedGrant
 
 _WORK: Final = 8  # units of each operation
+_MAPPINGS_PER_UNIT: Final = 16  # looked through
 _AVAIL_TO_PTE: Final = 16 - 9  # from GNTMAP_guest_avail_mask to PTE_AVL
 _STATUS: Final = {
     ESRCH: GNTST_bad_domain,
@@ -315,8 +316,10 @@ class GrantMapCalls:
         if asked.op & ~(GNTTAB_CACHE_CLEAN | GNTTAB_CACHE_INVAL):
             raise Refused(EOPNOTSUPP, "grants.flush-operation", asked.op)
         mfn = int.from_bytes(asked.a, "little") >> PAGE_SHIFT
-        if not self._frames.is_owned(mfn, self._domid) and not self._maptrack.maps(mfn):
-            raise Refused(EPERM, "frames.not-owned", mfn)
+        if not self._frames.is_owned(mfn, self._domid):
+            self._paging.work_left -= len(self._maptrack) // _MAPPINGS_PER_UNIT
+            if not self._maptrack.maps(mfn):
+                raise Refused(EPERM, "frames.not-owned", mfn)
         if asked.op == GNTTAB_CACHE_INVAL:
             raise Refused(EOPNOTSUPP, "grants.flush-without-clean", asked.op)
 

@@ -331,6 +331,17 @@ def test_a_bad_offer_is_said_and_closed(path: Path, name: str, value: str) -> No
         assert "\n" not in guest.said[0]
 
 
+def test_a_frontend_that_is_wrong_without_end_is_told_of_ten_times(path: Path) -> None:
+    with front(path) as guest:
+        guest.write("ring-ref", "\x1b[2J" * 500)
+        for _ in range(30):
+            for state in (3, 6, 1):
+                guest.show(state)
+        assert len(guest.said) == 10
+        assert len(guest.said[0]) < 200
+        assert "\x1b" not in guest.said[0]
+
+
 def test_a_rewritten_ring_ref_counts_at_the_next_connection(path: Path) -> None:
     with front(path) as guest:
         guest.connect()

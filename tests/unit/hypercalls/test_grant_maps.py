@@ -58,6 +58,7 @@ from xenlite.abi.x86_32p import (
     XenMemoryReservation,
 )
 from xenlite.core import maptrack
+from xenlite.core.paging import WORK_BUDGET
 from xenlite.hypercalls.grants import GrantCalls
 from xenlite.machine.frames import FrameType
 from xenlite.machine.x86_32p import PTE_NX, PTE_RW, PTE_US
@@ -569,6 +570,16 @@ def test_cache_flush_is_checked_and_needs_nothing(pair: Pair) -> None:
     _, handle = pair.map()
     assert flush(pair.mfn) == 0
     assert pair.unmap(handle) == GNTST_okay
+
+
+def test_looking_through_many_mappings_is_work(pair: Pair) -> None:
+    for _ in range(160):
+        pair.map(GNTMAP_device_map)
+    paging = pair.mapper.domain.paging
+    asked = GnttabCacheFlush((pair.mfn * PAGE).to_bytes(8, "little"), 0, 64, GNTTAB_CACHE_CLEAN)
+    paging.begin_work()
+    assert pair.call(pair.mapper, GNTTABOP_cache_flush, asked) == 0
+    assert WORK_BUDGET - paging.work_left >= 160 // 16
 
 
 @pytest.mark.parametrize("command", [GNTTABOP_map_grant_ref, GNTTABOP_unmap_grant_ref])
