@@ -37,7 +37,7 @@ from xenlite.dom0.blkif import (
     ring_shape,
 )
 from xenlite.dom0.image import Image, ImageWorker, Job
-from xenlite.dom0.slot_ring import PAGE_SIZE, BackRing, JoinedPages
+from xenlite.dom0.slot_ring import BackRing, JoinedPages
 from xenlite.errors import PeerError, Refused
 
 if TYPE_CHECKING:
@@ -183,9 +183,9 @@ class BlockRing:
             pages = self._link.pin_grants(self._frontend, request.refs, writable=False)
         except Refused as refused:
             return Bad(request.id, BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, str(refused))
-        copies = [bytes(view) for view in pages.views([(0, PAGE_SIZE)] * len(request.refs))]
+        raw = b"".join(pages.views(request.pieces))
         self._link.unpin_grants(pages)
-        return resolve(request, copies, self._disk)
+        return resolve(request, raw, self._disk)
 
     def _views(self, request: Request) -> tuple[list[memoryview], Callable[[], None]]:
         """Return the bytes that a request is about, and what gives them back."""

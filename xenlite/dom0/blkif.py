@@ -83,13 +83,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Indirect:
-    """A request whose segments lie in the pages under ``refs``."""
+    """A request whose segments lie in the pages under ``refs``: ``pieces`` as in a request."""
 
     id: int
     operation: Operation
     sector: int
-    segments: int
     refs: tuple[int, ...]
+    pieces: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +128,8 @@ def decode(slot: bytes, disk: Disk) -> Request | Indirect | Bad:
     return _with_segments(request_id, operation, sector, raw, disk)
 
 
-def resolve(request: Indirect, pages: list[bytes], disk: Disk) -> Request | Bad:
-    """Check an indirect request, given copies of its pages."""
-    raw = b"".join(pages)[: request.segments * SIZEOF_BLKIF_REQUEST_SEGMENT]
+def resolve(request: Indirect, raw: bytes, disk: Disk) -> Request | Bad:
+    """Check an indirect request, given a copy of its segments."""
     return _with_segments(request.id, request.operation, request.sector, raw, disk)
 
 
@@ -168,9 +167,10 @@ def _decode_indirect(slot: bytes) -> Indirect | Bad:
         return Bad(asked.id, BLKIF_OP_INDIRECT, BLKIF_RSP_EOPNOTSUPP, what)
     if not 1 <= count <= MAX_INDIRECT_SEGMENTS:
         return Bad(asked.id, BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, f"{count} indirect segments")
-    pages = -(-count // SEGMENTS_PER_PAGE)
-    refs = asked.indirect_grefs[:pages]
-    return Indirect(asked.id, operation, asked.sector_number, count, refs)
+    size = count * SIZEOF_BLKIF_REQUEST_SEGMENT
+    pieces = tuple((0, min(size - at, PAGE_SIZE)) for at in range(0, size, PAGE_SIZE))
+    refs = asked.indirect_grefs[: len(pieces)]
+    return Indirect(asked.id, operation, asked.sector_number, refs, pieces)
 
 
 def _decode_discard(slot: bytes, disk: Disk) -> Request | Bad:
