@@ -4,7 +4,7 @@
 The loop is the design: work of the backends, then one runnable domain for one slice, then again.
 Nothing of a backend ever runs inside a trap, and nothing of a guest outside ``_run_slice``::
 
-    run --> deferred work --> pick a domain --> drain, upcall --> guest --> traps ... --> leave
+    run --> deferred work --> pick a domain --> drain --> upcall, guest, traps ... --> leave
      ^----------------------------------------------------------------------------------------'
 
 A domain that breaks a rule ends alone (``DomainCrash``); any other exception is ours, and stops
@@ -86,8 +86,6 @@ class _Guest:
         """Give the engine to ``vcpu``, outside a run."""
         domain, cpu = self.domain, self.cpu
         old = domain.current
-        if old is vcpu:
-            return
         if old.context is None:
             old.context = cpu.new_context()
         cpu.save_context(old.context)
@@ -130,7 +128,7 @@ class Hypervisor:
         self._running: Cpu | None = None
         # A clock that is moved by hand is for runs that repeat: nothing ends their slices early.
         is_host = isinstance(self.machine.clock, HostClock)
-        self._slice_timer = SliceTimer(SLICE_NS) if is_host else None
+        self._slice_timer = SliceTimer(self.machine.clock, SLICE_NS) if is_host else None
         assemble(
             self.machine,
             self._m2p,
@@ -244,13 +242,15 @@ class Hypervisor:
         ``deadline_ns`` is on the machine's monotonic clock.
         """
         clock, timers = self.machine.clock, self.machine.timers
+        now_ns = clock.monotonic_ns()
         while True:
             if self._wake.is_set():
                 self._wake.clear()
             if self._work:
                 self._run_deferred()
-            now_ns = clock.monotonic_ns()
-            timers.fire_due(now_ns)
+                now_ns = clock.monotonic_ns()
+            if now_ns >= timers.earliest_ns:
+                timers.fire_due(now_ns)
             if until():
                 return True
             if deadline_ns is not None and now_ns >= deadline_ns:
@@ -258,8 +258,9 @@ class Hypervisor:
             domains = self._guest_domains
             vcpu = self.scheduler.pick(domains, now_ns)
             if vcpu is not None:
-                self._run_slice(self._guests[vcpu.domain.domid], vcpu)
-            elif not self._work:
+                now_ns = self._run_slice(self._guests[vcpu.domain.domid], vcpu, now_ns)
+                continue
+            if not self._work:
                 ends = (
                     deadline_ns,
                     timers.next_deadline_ns(),
@@ -267,64 +268,73 @@ class Hypervisor:
                 )
                 first_ns = min((end for end in ends if end is not None), default=None)
                 clock.wait(self._wake, first_ns)
+            now_ns = clock.monotonic_ns()
 
     def _run_deferred(self) -> None:
         for _ in range(len(self._work)):
             self._work.popleft()()
 
-    def _run_slice(self, guest: _Guest, vcpu: Vcpu) -> None:
-        domain, cpu = guest.domain, guest.cpu
+    def _run_slice(self, guest: _Guest, vcpu: Vcpu, started_ns: int) -> int:
+        """Let a vCPU run from now, ``started_ns``; return when it left.
+
+        Two domains that wake each other come through here for every event: the clock is read once.
+        """
+        domain, cpu, parts = guest.domain, guest.cpu, guest.parts
         paging = domain.paging
-        clock = self.machine.clock
-        started_ns = clock.monotonic_ns()
+        clock, slice_timer = self.machine.clock, self._slice_timer
+        blocks = 0
         try:
             paging.work_left = WORK_BUDGET
             if paging.deferred and not paging.drain():
-                return
-            guest.make_current(vcpu)
-            domain.grants.forget_code()
+                return clock.monotonic_ns()
+            if domain.current is not vcpu:
+                guest.make_current(vcpu)
+            if domain.grants.written_elsewhere:
+                domain.grants.forget_code()
             vcpu.runstate.enter(RUNSTATE_running, started_ns)
             vcpu.timers.go_on(started_ns)
-            publish_time(vcpu, self._time)
-            publish_runstate(vcpu)
-            guest.parts.bounce.reload_selectors()
-            self._deliver(guest, vcpu)
+            publish_time(vcpu, self._time, started_ns)
+            if vcpu.runstate.area:
+                publish_runstate(vcpu)
+            if vcpu.selectors_stale:
+                parts.bounce.reload_selectors()
+            if vcpu.nmi_pending:
+                self._deliver_nmi(guest, vcpu)
             blocks = self._blocks_until_due(guest, started_ns)
             self._running = cpu
-            if self._slice_timer is not None:
-                self._slice_timer.begin(cpu)
+            if slice_timer is not None:
+                slice_timer.begin(cpu, started_ns)
             cpu.enter(blocks)
-            spent_ns = clock.monotonic_ns() - started_ns
-            if not cpu.blocks_left or spent_ns > SLICE_NS:
-                guest.calibrate(blocks - cpu.blocks_left, spent_ns)
             if domain.shutdown_reason == SHUTDOWN_crash:
                 raise DomainCrash("sched.guest-crashed", "the guest says so itself")
         except DomainCrash as crash:
             self._crash(domain, crash)
         finally:
             self._running = None
-            if self._slice_timer is not None:
-                self._slice_timer.end()
-            if guest.parts.page_writes.is_stepping:
-                guest.parts.page_writes.abort()
+            if slice_timer is not None:
+                slice_timer.end()
+            if parts.page_writes.is_stepping:
+                parts.page_writes.abort()
             now_ns = clock.monotonic_ns()
-            self.scheduler.charge(domain.domid, now_ns - started_ns, now_ns)
+            spent_ns = now_ns - started_ns
+            self.scheduler.charge(domain.domid, spent_ns, now_ns)
             vcpu.runstate.enter(RUNSTATES[vcpu.state], now_ns)
+        if blocks and (not cpu.blocks_left or spent_ns > SLICE_NS):
+            guest.calibrate(blocks - cpu.blocks_left, spent_ns)
+        return now_ns
 
-    def _deliver(self, guest: _Guest, vcpu: Vcpu) -> None:
-        """Enter the handlers of what has come while the vCPU did not run."""
-        bounce = guest.parts.bounce
-        if vcpu.nmi_pending:
-            # Unlike on Xen, another one may come before the handler's iret.
-            vcpu.nmi_pending = False
-            if vcpu.traps[VECTOR_NMI] is not None:
-                bounce.fault(VECTOR_NMI, None)
-        if 0 < self.machine.memory.m16[vcpu.upcall_index] < 0x100:
-            bounce.upcall()
+    def _deliver_nmi(self, guest: _Guest, vcpu: Vcpu) -> None:
+        """Enter the handler of an NMI; unlike on Xen, another may come before it returns."""
+        vcpu.nmi_pending = False
+        if vcpu.traps[VECTOR_NMI] is not None:
+            guest.parts.bounce.fault(VECTOR_NMI, None)
 
     def _blocks_until_due(self, guest: _Guest, now_ns: int) -> int:
         """Return a slice's blocks, or fewer where a timer is due before its end."""
-        due_ns = self.machine.timers.next_deadline_ns()
+        timers = self.machine.timers
+        if timers.earliest_ns - now_ns >= SLICE_NS:
+            return guest.slice_blocks
+        due_ns = timers.next_deadline_ns()
         if due_ns is None or due_ns - now_ns >= SLICE_NS:
             return guest.slice_blocks
         return max(_MIN_SLICE_BLOCKS, guest.slice_blocks * max(due_ns - now_ns, 0) // SLICE_NS)

@@ -14,7 +14,7 @@ from xenlite.abi.x86_32p import (
 from xenlite.machine import trap
 from xenlite.machine.engine import TrapTable
 from xenlite.machine.trap_stub import TRAP_STUB
-from xenlite.machine.ways import WAY_SIZE_BYTES, WayKind
+from xenlite.machine.ways import UPCALL, WAY_SIZE_BYTES, WayKind
 
 
 def equates(prefix: str = "") -> dict[str, int]:
@@ -36,8 +36,11 @@ def test_offsets_of_the_table() -> None:
     for name in names:
         offset = getattr(TrapTable, name).offset
         assert found[{"ways": "RETURN"}.get(name, name.upper())] == offset, name
-    assert found["GATES"] == found["RETURN"] + 8
-    assert found["GATES_OF_RING_1"] == 256
+    assert found["RETURN_INSIDE"] == found["RETURN"] + 8
+    assert found["GATES"] == found["RETURN"] + 16
+    assert found["UPCALL_VECTOR"] == UPCALL
+    assert found["UPCALL"] == found["HANDLERS"] + 8 * UPCALL
+    assert found["GATES_OF_RING_1"] == UPCALL + 1
 
 
 def test_offsets_of_the_state() -> None:

@@ -84,7 +84,8 @@ class SmallDomain:
         """Let it run for at most so many blocks, alone."""
         guest = self.hypervisor._guests[self.domid]
         guest.slice_blocks = blocks
-        self.hypervisor._run_slice(guest, guest.domain.current)
+        now_ns = self.hypervisor.machine.clock.monotonic_ns()
+        self.hypervisor._run_slice(guest, guest.domain.current, now_ns)
 
 
 class Victim(SmallDomain):

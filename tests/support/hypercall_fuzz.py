@@ -225,7 +225,7 @@ class RingGuest(Guest):
         entry = hypervisor._guests[domain.domid]
         entry.slice_blocks = _BLOCKS
         domain.current.state = VcpuState.RUNNABLE  # whatever it waits for has come
-        hypervisor._run_slice(entry, domain.current)
+        hypervisor._run_slice(entry, domain.current, hypervisor.machine.clock.monotonic_ns())
         crash = hypervisor.crashes.get(domain.domid)
         if crash is not None:
             raise DomainCrash(crash.rule, crash.detail)

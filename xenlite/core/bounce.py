@@ -87,7 +87,7 @@ from xenlite.machine.trap import (
     VECTOR_OF,
     VECTOR_PF,
 )
-from xenlite.machine.ways import Way, WayKind
+from xenlite.machine.ways import UPCALL, Way, WayKind
 from xenlite.machine.x86_32p import (
     INDEX_MASK,
     L2_SHIFT,
@@ -101,7 +101,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from xenlite.core.domain import Domain
-    from xenlite.core.vcpu import TrapGate, Vcpu
+    from xenlite.core.vcpu import Callback, TrapGate, Vcpu
 
 Enter: TypeAlias = "Callable[[Vcpu, int, int, bool, tuple[int, ...]], None]"
 Iret: TypeAlias = "Callable[[int, int, int, int, int], int]"
@@ -264,8 +264,11 @@ class Bounce:
         vcpu = self._domain.current
         if vcpu.event_callback is None:
             raise DomainCrash("traps.no-handler", "an event is pending, and there is no callback")
-        cs, address, masks_events = vcpu.event_callback
-        self._enter(vcpu, cs, address, masks_events, ())
+        callback = vcpu.event_callback
+        is_outer = self._regs[HFLAGS] & _OUTER_RING
+        self._enter(vcpu, callback.cs, callback.address, callback.masks_events, ())
+        kind, words = (0, _OUTER_FRAME_WORDS) if is_outer else (_SAME_RING, _INNER_FRAME_WORDS)
+        self._open_way_in(vcpu, UPCALL, callback, kind, words)
 
     def sysenter(self) -> None:
         """Enter the kernel for SYSENTER, as Xen does, to which the processor tells no way back.
@@ -313,7 +316,9 @@ class Bounce:
         for index, (selector, _, base, _, limit, flags) in zip(_FAILSAFE_ORDER, loads, strict=True):
             self._engine.set_segment(index, selector, base, limit, flags)
 
-    def _open_way_in(self, vcpu: Vcpu, vector: int, gate: TrapGate, kind: int, words: int) -> None:
+    def _open_way_in(
+        self, vcpu: Vcpu, vector: int, gate: TrapGate | Callback, kind: int, words: int
+    ) -> None:
         """Let a trap like the one that has just entered at ``gate`` do so without us.
 
         Only one that is no more than an entry: what may be ours to handle has no way.
@@ -608,9 +613,32 @@ class Bounce:
             self._set_cs_and_ss(segments)
             if ring != _KERNEL_CPL:
                 self._null_inner_selectors(vcpu, ring)
+        elif top == esp:
+            self._open_way_back_inside(vcpu, top, cs)
         regs[EIP] = eip
         regs[ESP] = new_esp
         return REGISTERS_SET
+
+    def _open_way_back_inside(self, vcpu: Vcpu, top: int, cs: int) -> None:
+        """Let the next return within ring 1 from this page of the stack do without us."""
+        if vcpu.iopl or self._domain.assists & _ARCHITECTURAL_IOPL:
+            return
+        slot = self._paging.slot_of(top)
+        assert slot is not None, top
+        entry = self._m64[slot]
+        way = Way(
+            entry_maddr=slot * _ENTRY_SIZE,
+            entry=entry,
+            frame_maddr=entry & PTE_ADDRESS,
+            target=HYPERVISOR_iret,
+            esp=top >> PAGE_SHIFT,
+            hflags=0,
+            cs_and_ss=b"",
+            selectors=(cs, 0, 0, 0, 0, 0),
+            cr2_maddr=vcpu.info_maddr + VCPU_INFO_ARCH_CR2,
+            kind=_SAME_RING,
+        )
+        self._engine.ways.open_back(way)
 
     def _restore_flags(self, vcpu: Vcpu, eflags: int) -> None:
         self._write_mask(vcpu, 0 if eflags & EFLAGS_IF else 1)

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The debug registers of a vCPU: kept and checked as Xen does, and without effect.
 
-The engine has no watchpoints, so what a guest sets up there never becomes #DB; single-stepping by
-EFLAGS.TF does, and is noted in DR6. DR4 and DR5 are other names of DR6 and DR7, unless CR4.DE says
-that they are not there. Source: Intel SDM 3B, 18.2.
+What a guest sets up there never becomes #DB. The engine has no watchpoints, and it keeps EFLAGS.RF
+over every block that it has chained: of a breakpoint in a loop only the first #DB came (measured; a
+debugger would wait for ever). Single-stepping by EFLAGS.TF is exact, and is noted in DR6. DR4 and
+DR5 are other names of DR6 and DR7, unless CR4.DE says that they are not there. Source: Intel SDM
+3B, 18.2.
 """
 
 from __future__ import annotations

@@ -89,6 +89,7 @@ _INTERDOMAIN: Final = PortState.INTERDOMAIN
 _VIRQ: Final = PortState.VIRQ
 _IPI: Final = PortState.IPI
 _RUNNABLE: Final = VcpuState.RUNNABLE
+assert VCPU_INFO_EVTCHN_UPCALL_PENDING == 0
 
 
 @dataclass(slots=True)
@@ -109,7 +110,6 @@ class EventChannels:
         self._domain = domain
         self._memory = domain.machine.memory
         self._code = self._memory.code
-        self._m8 = self._memory.m8
         self._m32 = self._memory.m32
         self._mfn = domain.shared_info_mfn
         shared = self._mfn << PAGE_SHIFT
@@ -122,6 +122,8 @@ class EventChannels:
         self.pollers: dict[int, frozenset[int]] = {}  # vCPU -> the ports that it waits for
         self._search_from = 1  # no port below is closed
         self.on_pending: Callable[[int], None] | None = None
+        self.receive = self._make_receive()
+        self.send = self._make_send()
 
     # -- binding ------------------------------------------------------------------------------
 
@@ -261,19 +263,24 @@ class EventChannels:
 
     # -- events -------------------------------------------------------------------------------
 
-    def send(self, port: int) -> None:
-        """Notify the other end; nobody hears it while there is none. Raises Refused(EINVAL)."""
-        channels = self._channels
-        channel = channels[port] if 0 <= port < len(channels) else None
-        if channel is None:
-            raise Refused(EINVAL, "events.no-such-port", port)
-        state = channel.state
-        if state is _INTERDOMAIN:
-            self._domain.peers[channel.remote].events.receive(channel.remote_port)
-        elif state is _IPI:
-            self.receive(port)
-        elif state is _VIRQ:
-            raise Refused(EINVAL, "events.virq-is-not-sent", port)
+    def _make_send(self) -> Callable[[int], None]:
+        """Bind the way of every event that a domain sends."""
+        channels, receive, peers = self._channels, self.receive, self._domain.peers
+
+        def send(port: int) -> None:
+            """Notify the other end; nobody hears it while there is none. Raises Refused(EINVAL)."""
+            channel = channels[port] if 0 <= port < len(channels) else None
+            if channel is None:
+                raise Refused(EINVAL, "events.no-such-port", port)
+            state = channel.state
+            if state is _INTERDOMAIN:
+                peers[channel.remote].events.receive(channel.remote_port)
+            elif state is _IPI:
+                receive(port)
+            elif state is _VIRQ:
+                raise Refused(EINVAL, "events.virq-is-not-sent", port)
+
+        return send
 
     def raise_virq(self, vcpu: int, virq: int) -> None:
         """Raise a virtual interrupt of a vCPU (0 for the machine's); lost where it isn't bound."""
@@ -297,42 +304,56 @@ class EventChannels:
                 self._select(word, channel.vcpu)
             self._wrote()
 
-    def receive(self, port: int) -> None:
-        """Take an event for an open port."""
-        if self.on_pending is not None:
-            self.on_pending(port)
-            return
-        m32 = self._m32
-        word, bit = port // _BITS, 1 << port % _BITS
-        at = self._pending + word
-        pending = m32[at]
-        if pending & bit:
-            return
-        m32[at] = pending | bit
-        if not m32[self._mask + word] & bit:
-            channel = self._channels[port]
-            assert channel is not None, port
-            self._select(word, channel.vcpu)
-        if self._code[self._mfn]:
-            self._memory.wrote(self._mfn)
-        if self.pollers:
-            self._end_polls_of(port)
+    def _make_receive(self) -> Callable[[int], None]:
+        """Bind the way of every event (closure cells cost a third of what attributes do)."""
+        m32, code, mfn = self._m32, self._code, self._mfn
+        pending_at, mask_at = self._pending, self._mask
+        channels, pollers = self._channels, self.pollers
+        select = self._select = self._make_select()
 
-    def _select(self, word: int, vcpu_id: int) -> None:
-        """Set the selector bit of a word on a vCPU, and its pending byte if that is news."""
-        vcpu = self._domain.vcpus[vcpu_id]
-        info = vcpu.info_maddr
-        at = (info + VCPU_INFO_EVTCHN_PENDING_SEL) >> 2
-        selected = self._m32[at]
-        if selected >> word & 1:
-            return
-        self._m32[at] = selected | 1 << word
-        was_pending = self._m8[info + VCPU_INFO_EVTCHN_UPCALL_PENDING]
-        self._m8[info + VCPU_INFO_EVTCHN_UPCALL_PENDING] = 1
-        if self._code[info >> PAGE_SHIFT]:  # which needn't be in shared_info
-            self._memory.wrote(info >> PAGE_SHIFT)
-        if not was_pending and vcpu.state is not _RUNNABLE:
-            self._wake(vcpu)
+        def receive(port: int) -> None:
+            """Take an event for an open port."""
+            if self.on_pending is not None:
+                self.on_pending(port)
+                return
+            word, bit = port >> 5, 1 << (port & 31)
+            pending = m32[pending_at + word]
+            if pending & bit:
+                return
+            m32[pending_at + word] = pending | bit
+            if not m32[mask_at + word] & bit:
+                channel = channels[port]
+                assert channel is not None, port
+                select(word, channel.vcpu)
+            if code[mfn]:
+                self._memory.wrote(mfn)
+            if pollers:
+                self._end_polls_of(port)
+
+        return receive
+
+    def _make_select(self) -> Callable[[int, int], None]:
+        """Bind what follows where the port's bit is news."""
+        m8, m32, code = self._memory.m8, self._m32, self._code
+        vcpus = self._domain.vcpus
+
+        def select(word: int, vcpu_id: int) -> None:
+            """Set the selector bit of a word on a vCPU, and its pending byte if that is news."""
+            vcpu = vcpus[vcpu_id]
+            info = vcpu.info_maddr
+            at = (info + VCPU_INFO_EVTCHN_PENDING_SEL) >> 2
+            selected = m32[at]
+            if selected >> word & 1:
+                return
+            m32[at] = selected | 1 << word
+            if not m8[info]:
+                m8[info] = 1
+                if vcpu.state is not _RUNNABLE:
+                    self._wake(vcpu)
+            if code[info >> PAGE_SHIFT]:  # which needn't be in shared_info
+                self._memory.wrote(info >> PAGE_SHIFT)
+
+        return select
 
     # -- polling ------------------------------------------------------------------------------
 

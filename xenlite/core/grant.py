@@ -73,7 +73,8 @@ class GrantTable:
         self._pins: list[int] = []
         self._to: list[int] = []
         self._mfn: list[int] = []
-        self._written: dict[int, int] = {}  # frame -> entries of other guests that may write it
+        # By frame: how many page-table entries of other guests may write it.
+        self.written_elsewhere: dict[int, int] = {}
         self.grow(1)
 
     # -- the table ----------------------------------------------------------------------------
@@ -199,22 +200,22 @@ class GrantTable:
 
     def begin_writing(self, mfn: int) -> None:
         """Note that another guest has a page-table entry by which it can write the frame."""
-        self._written[mfn] = self._written.get(mfn, 0) + 1
+        self.written_elsewhere[mfn] = self.written_elsewhere.get(mfn, 0) + 1
 
     def end_writing(self, mfn: int) -> None:
         """Take one such note back."""
-        left = self._written[mfn] - 1
+        left = self.written_elsewhere[mfn] - 1
         if left:
-            self._written[mfn] = left
+            self.written_elsewhere[mfn] = left
         else:
-            del self._written[mfn]
+            del self.written_elsewhere[mfn]
 
     def forget_code(self) -> None:
         """Forget what was translated of frames that other guests can write at any time.
 
         To be called before the domain's engine is entered: the others may just have run.
         """
-        for mfn in self._written:
+        for mfn in self.written_elsewhere:
             if self._memory.code[mfn]:
                 self._memory.wrote(mfn)
 

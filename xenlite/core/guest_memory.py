@@ -16,10 +16,20 @@ from typing import TYPE_CHECKING, Final
 from xenlite.abi.x86_32p import EFAULT
 from xenlite.core.hole import HOLE_START
 from xenlite.errors import Refused
-from xenlite.machine.memory import PAGE_SIZE
-from xenlite.machine.x86_32p import PTE_A, PTE_ADDRESS, PTE_D, PTE_P, PTE_RW
+from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
+from xenlite.machine.x86_32p import (
+    INDEX_MASK,
+    L2_SHIFT,
+    PTE_A,
+    PTE_ADDRESS,
+    PTE_D,
+    PTE_P,
+    PTE_RW,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from xenlite.core.domain import Domain
 
 _OFFSET: Final = PAGE_SIZE - 1
@@ -37,6 +47,7 @@ class GuestMemory:
         self._m32 = self._memory.m32
         self._m64 = self._memory.m64
         self._code = self._memory.code
+        self.read_u32 = self._make_read_u32()
 
     def translate_read(self, vaddr: int) -> int | None:
         """Return the machine address that the kernel reads at ``vaddr``, or None."""
@@ -94,13 +105,20 @@ class GuestMemory:
         """Refuse a range of which any byte could not be written."""
         self._pieces(vaddr, size, writing=True)
 
-    def read_u32(self, vaddr: int) -> int:
-        """Read one little-endian word, aligned or not."""
-        if not vaddr & 3:
-            maddr = self.translate_read(vaddr)
-            if maddr is not None:
-                return self._m32[maddr >> 2]
-        return int.from_bytes(self.read(vaddr, 4), "little")
+    def _make_read_u32(self) -> Callable[[int], int]:
+        """Bind the read that most calls begin with: 0.25 us, by way of ``read`` 0.7."""
+        m32, m64, l1_base_of = self._m32, self._m64, self._paging.l1_bases.get
+
+        def read_u32(vaddr: int) -> int:
+            """Read one little-endian word, aligned or not."""
+            base = l1_base_of(vaddr >> L2_SHIFT)
+            if base is not None and not vaddr & 3 and vaddr < HOLE_START:
+                entry = m64[base + (vaddr >> PAGE_SHIFT & INDEX_MASK)]
+                if entry & _READ_RIGHTS == _READ_RIGHTS:
+                    return m32[(entry & PTE_ADDRESS | vaddr & _OFFSET) >> 2]
+            return int.from_bytes(self.read(vaddr, 4), "little")
+
+        return read_u32
 
     def read_u64(self, vaddr: int) -> int:
         """Read one little-endian double word, aligned or not."""

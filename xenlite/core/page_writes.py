@@ -69,6 +69,7 @@ class PageWrites:
         self._regs = self._engine.regs
         self._integers = self._engine.regs8[_INTEGER_STATE]
         self._flush_page = self._engine.flush_page
+        self._upcalls_held = self._engine.upcalls_held
         # Xen emulates writes to L1s only; a validated L2 entry is no less safe.
         self._setters = {L1: self._paging.set_l1, L2: self._set_l2, L2XEN: self._set_l2}
         self._scratch: int | None = None
@@ -115,6 +116,7 @@ class PageWrites:
         self.guest_steps = flags & EFLAGS_TF != 0
         self._regs[EFLAGS] = flags | EFLAGS_TF
         self.is_stepping = True
+        self._upcalls_held[0] = 1
         return True
 
     def finish(self) -> bool:
@@ -126,6 +128,7 @@ class PageWrites:
         self._m64[self._slot] = self._entry
         self._flush_page(self._vaddr)
         self.is_stepping = False
+        self._upcalls_held[0] = 0
         if not self.guest_steps:
             self._regs[EFLAGS] &= ~EFLAGS_TF & _LOW
         try:
@@ -140,6 +143,7 @@ class PageWrites:
         self._m64[self._slot] = self._entry
         self._flush_page(self._vaddr)
         self.is_stepping = False
+        self._upcalls_held[0] = 0
         self._integers[:] = self._registers
 
     def release(self) -> None:

@@ -93,11 +93,8 @@ class Scheduler:
 
     def pick(self, domains: Collection[Domain], now_ns: int) -> Vcpu | None:
         """Choose the vCPU that runs next; None where nobody may."""
-        best: tuple[int, int] | None = None
-        chosen: Vcpu | None = None
-        least_ns: int | None = None
+        candidates: list[tuple[Vcpu, Account]] = []
         floor_ns = self._virtual_ns - SLICE_NS
-        passed_over: list[Vcpu] = []
         accounts = self._accounts
         for domain in domains:
             # Those with nothing to do cost the others 0.1 us each, in every turn.
@@ -108,25 +105,35 @@ class Scheduler:
             vcpu = _next_vcpu(domain, account)
             if vcpu is None or (account.cap and account.is_parked(now_ns)):
                 continue
-            virtual_ns = account.virtual_ns = max(account.virtual_ns, floor_ns)
-            if least_ns is None or virtual_ns < least_ns:
-                least_ns = virtual_ns
-            ahead = virtual_ns - self._virtual_ns > SLICE_NS
-            rank = (_class(vcpu, ahead=ahead), virtual_ns)
-            if vcpu.has_yielded:
-                passed_over.append(vcpu)
-            if best is None or rank < best:
-                best, chosen = rank, vcpu
-        if chosen is None or least_ns is None:
+            if account.virtual_ns < floor_ns:
+                account.virtual_ns = floor_ns
+            candidates.append((vcpu, account))
+        if not candidates:
             return None
-        self._virtual_ns = max(self._virtual_ns, least_ns)
-        account = self._accounts[chosen.domain.domid]
-        for vcpu in passed_over:
-            vcpu.has_yielded = False
-            other = self._accounts[vcpu.domain.domid]
-            other.virtual_ns = max(other.virtual_ns, account.virtual_ns - SLICE_NS)
+        if len(candidates) == 1:
+            chosen, account = candidates[0]
+            least_ns = account.virtual_ns
+            chosen.has_yielded = False
+        else:
+            chosen, account = self._first(candidates)
+            least_ns = min(other.virtual_ns for _, other in candidates)
+        if self._virtual_ns < least_ns:
+            self._virtual_ns = least_ns
         _take_turn(chosen, account)
         return chosen
+
+    def _first(self, candidates: list[tuple[Vcpu, Account]]) -> tuple[Vcpu, Account]:
+        """Choose among several that want to run; those that have yielded have done so now."""
+        ahead_ns = self._virtual_ns + SLICE_NS
+        chosen, account = min(
+            candidates,
+            key=lambda one: (_class(one[0], ahead=one[1].virtual_ns > ahead_ns), one[1].virtual_ns),
+        )
+        for vcpu, other in candidates:
+            if vcpu.has_yielded:
+                vcpu.has_yielded = False
+                other.virtual_ns = max(other.virtual_ns, account.virtual_ns - SLICE_NS)
+        return chosen, account
 
     def charge(self, domid: int, spent_ns: int, now_ns: int) -> None:
         """Take what a domain has just spent from its account."""

@@ -33,9 +33,9 @@ _NS_PER_S: Final = 10**9
 assert (VCPU_TIME_INFO_VERSION, VCPU_TIME_INFO_PAD0) == (0, 4)
 
 
-def publish_time(vcpu: Vcpu, source: TimeSource) -> None:
+def publish_time(vcpu: Vcpu, source: TimeSource, now_ns: int) -> None:
     """Bring the vCPU's time words up to now, and the copy of them where it can be written."""
-    sample = source.line()
+    sample = source.line(now_ns)
     if sample is vcpu.time_sample:
         return
     vcpu.time_sample = sample

@@ -97,6 +97,7 @@ class EventCalls:
             EVTCHNOP_reset_cont: self._go_on_resetting,
             EVTCHNOP_set_priority: self._set_priority,
         }
+        self.event_channel_op = self._make_event_channel_op()
 
     def handlers(self) -> dict[int, Handler]:
         """Name the handler of each hypercall number."""
@@ -105,16 +106,23 @@ class EventCalls:
             HYPERVISOR_event_channel_op_compat: self.event_channel_op_compat,
         }
 
-    def event_channel_op(self, command: int, argument: int, _1: int, _2: int, _3: int) -> int:
-        """Do one operation on the structure at ``argument``."""
-        if command == EVTCHNOP_send:  # the one that is in every hot path
-            self._send(argument)
+    def _make_event_channel_op(self) -> Handler:
+        """Bind the call: sending is in every hot path, and closure cells are cheap."""
+        read_u32, send = self._guest_memory.read_u32, self._events.send
+        operations = self._operations
+
+        def event_channel_op(command: int, argument: int, _1: int, _2: int, _3: int) -> int:
+            """Do one operation on the structure at ``argument``."""
+            if command == EVTCHNOP_send:
+                send(read_u32(argument + EVTCHN_SEND_PORT))
+                return 0
+            operation = operations.get(command)
+            if operation is None:
+                raise Refused(ENOSYS, "events.command", command)
+            operation(argument)
             return 0
-        operation = self._operations.get(command)
-        if operation is None:
-            raise Refused(ENOSYS, "events.command", command)
-        operation(argument)
-        return 0
+
+        return event_channel_op
 
     def event_channel_op_compat(self, op: int, _1: int, _2: int, _3: int, _4: int) -> int:
         """Do the same by the old number, as far as it goes: command and structure are one."""

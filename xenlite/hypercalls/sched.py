@@ -33,6 +33,7 @@ from xenlite.abi.x86_32p import (
 from xenlite.core.vcpu import VcpuState
 from xenlite.errors import Refused
 from xenlite.hypercalls.restart import Handler
+from xenlite.machine.memory import PAGE_SHIFT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,8 +104,7 @@ class SchedCalls:
         if domain.in_multicall or domain.paging.deferred or current.selectors_stale:
             return False  # the way through the loop has work to do
         machine = domain.machine
-        due_ns = machine.timers.next_deadline_ns()
-        if due_ns is not None and due_ns <= machine.clock.monotonic_ns():
+        if machine.timers.earliest_ns <= machine.clock.monotonic_ns():
             return False
         for peer in domain.peers.values():
             for vcpu in peer.vcpus:
@@ -115,10 +115,13 @@ class SchedCalls:
     def _block(self, _argument: int) -> int:
         """Let events in, and sleep unless one is pending already."""
         vcpu = self._domain.current
-        self._memory.write(vcpu.mask_at, b"\0")
-        if not self._memory.m8[vcpu.info_maddr + VCPU_INFO_EVTCHN_UPCALL_PENDING]:
+        memory = self._memory
+        memory.m8[vcpu.mask_at] = 0
+        if memory.code[vcpu.mask_at >> PAGE_SHIFT]:
+            memory.wrote(vcpu.mask_at >> PAGE_SHIFT)
+        if not memory.m8[vcpu.info_maddr + VCPU_INFO_EVTCHN_UPCALL_PENDING]:
             vcpu.block()
-        self._leave()
+            self._leave()
         return 0
 
     def _poll(self, argument: int) -> int:

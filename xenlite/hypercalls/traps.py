@@ -179,6 +179,7 @@ class TrapCalls:
     def _register(self, kind: int, cs: int, address: int, flags: int) -> None:
         vcpu = self._domain.current
         if kind == CALLBACKTYPE_event:
+            self._domain.engine.ways.close()
             vcpu.event_callback = Callback(guest_selector(cs), address, masks_events=True)
         elif kind == CALLBACKTYPE_failsafe:
             masks = bool(flags & CALLBACKF_mask_events)

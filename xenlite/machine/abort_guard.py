@@ -85,7 +85,9 @@ class AbortGuard:
         self._page = mmap.mmap(-1, mmap.PAGESIZE, prot=rights)
         self._page[: len(code)] = bytes(code)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._page))
-        self._cells = (c_uint64 * 7).from_address(address + _CELLS_AT)
+        self._cells = (
+            memoryview((c_uint64 * 7).from_address(address + _CELLS_AT)).cast("B").cast("Q")
+        )
         libc = ctypes.CDLL(None)
         old, new = _SignalAction(), _SignalAction(handler=address, flags=_SA_NODEFER)
         self._cells[1] = _address(ctypes.pythonapi.PyGILState_Check)

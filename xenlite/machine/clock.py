@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 import time
 from typing import Final, Protocol
 
 _NS_PER_S: Final = 10**9
+_EARLY_NS: Final = 100_000
+"""The host wakes a thread so late, and more where it may put its timers together."""
+_PR_SET_TIMERSLACK: Final = 29  # linux/prctl.h
+_LEAST_SLACK_NS: Final = 1
 
 
 class Clock(Protocol):
@@ -33,6 +39,8 @@ class HostClock:
 
     def __init__(self) -> None:
         self._start_ns = time.monotonic_ns()
+        if sys.platform == "linux":  # 50 us of slack otherwise, of the thread that calls this
+            ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, _LEAST_SLACK_NS, 0, 0, 0)
 
     def monotonic_ns(self) -> int:
         """Read the time since this clock was made."""
@@ -43,13 +51,19 @@ class HostClock:
         return time.time_ns()
 
     def wait(self, wake: threading.Event, until_ns: int | None) -> None:
-        """Sleep; far too long a time is cut short, and the caller looks again."""
+        """Sleep; far too long a time is cut short, and the caller looks again.
+
+        The sleep ends early, and the last stretch is spent looking at the clock: 0.1 ms of a
+        processor for each deadline, to be there 0.1 ms sooner.
+        """
         if until_ns is None:
             wake.wait()
             return
-        left_ns = until_ns - self.monotonic_ns()
-        if left_ns > 0:
-            wake.wait(min(left_ns / _NS_PER_S, threading.TIMEOUT_MAX))
+        left_ns = until_ns - self.monotonic_ns() - _EARLY_NS
+        if left_ns > 0 and wake.wait(min(left_ns / _NS_PER_S, threading.TIMEOUT_MAX)):
+            return
+        while self.monotonic_ns() < until_ns and not wake.is_set():
+            pass
 
 
 class ManualClock:

@@ -117,6 +117,9 @@ _DR7_ARMED: Final = 0xE0002
 _INTEGER_STATE: Final = slice(0, 4 * HFLAGS)
 _DEBUG_STATE: Final = slice(4 * DR0, 4 * DR7 + 8)
 
+_MASKED: Final = 0x100
+"""From here on the mask byte is not 0, and the pending byte before it does not matter."""
+
 _FLUSH_PAGE: Final = 1
 _FLUSH_ALL: Final = 2
 
@@ -130,7 +133,7 @@ class Cpu:
 
     Attributes that are functions, for speed: ``read_eflags() -> int``, complete, in a trap or
     outside; ``flush_tlb()``; ``flush_page(vaddr)``. Each is one call into C where the self-test
-    allows it.
+    allows it. And ``upcalls_held``, one byte: while it is set, no upcall comes by a way.
     """
 
     def __init__(
@@ -160,7 +163,9 @@ class Cpu:
         self._has_trap_stub = self.is_live and self.capabilities.exact_stop
         self._table = uc.TrapTable()
         self._asked: memoryview | None = None
-        self._upcall_maddr: int | None = None
+        self._look_for_upcall: Callable[[], object] = traps.upcall
+        self._m16 = memory.m16
+        self._upcall_index: int | None = None  # of the pending and the mask byte, as one word
         self.trail = Trail(self._table)
         has_ways = (
             self._has_trap_stub
@@ -168,6 +173,9 @@ class Cpu:
             and self.capabilities.code_invalidate
         )
         self.ways = Ways(self._table, memory if has_ways else None)
+        start = uc.TrapTable.hold.offset
+        hold = memoryview(self._table).cast("B")[start : start + 2]
+        self._leaving, self.upcalls_held = hold[:1], hold[1:]
         self._map_state()
         self._bind_fast_calls()
         self._set_flat_state()
@@ -189,23 +197,28 @@ class Cpu:
     def enter(self, blocks: int) -> None:
         """Run the guest at ``regs[EIP]`` for at most ``blocks`` translated blocks.
 
-        Returns at a block's start when the budget is used up or ``kick`` was called, and after
-        the trap in which ``stop`` was called. A kick counts until a return: one that comes
-        between two calls makes the next return at once. Raises what ``fail`` was given, and
-        EngineError if the engine ends the run for a reason of its own.
+        A pending upcall comes first. Returns at a block's start when the budget is used up or
+        ``kick`` was called, and after the trap in which ``stop`` was called. A kick counts until a
+        return: one that comes between two calls makes the next return at once. Raises what
+        ``fail`` was given, and EngineError if the engine ends the run for a reason of its own.
         """
         clock = self._clock
         self._stopping = False
+        self._leaving[0] = 0
         clock[0] = blocks
+        at = self._upcall_index
+        if at is not None and 0 < self._m16[at] < _MASKED:
+            self._look_for_upcall()
+            self._raise_failure()
         if self._guard is not None:
             self._guard.watch(self._guarded)
         try:
             while True:
-                self._flush_asked()
+                if self._asked is None or self._asked[0]:
+                    self._flush_asked()
                 error = self._run()
                 if self._failure is not None:
-                    failure, self._failure = self._failure, None
-                    raise failure
+                    self._raise_failure()
                 if self._pending is not None:
                     self._deliver_pending()
                 elif error:
@@ -219,6 +232,11 @@ class Cpu:
             if self._guard is not None:
                 self._guard.rest()
 
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
     @property
     def blocks_left(self) -> int:
         """Blocks of the last ``enter`` that were not run."""
@@ -227,6 +245,7 @@ class Cpu:
     def stop(self) -> None:
         """End the run after the trap that calls this; exact in every trap."""
         self._stopping = True
+        self._leaving[0] = 1
         self._emu_stop(self._handle)
 
     def charge(self, blocks: int) -> None:
@@ -333,7 +352,7 @@ class Cpu:
 
     def watch_upcalls(self, maddr: int) -> None:
         """Call ``traps.upcall`` after a trap while the byte at ``maddr`` is set, the next clear."""
-        self._upcall_maddr = maddr
+        self._upcall_index = maddr >> 1
         self.ways.close()
         self._table.upcall_word = self.memory.host_address + maddr
 
@@ -559,6 +578,9 @@ class Cpu:
         table.clock = ctypes.addressof(self._block_clock)
         engine.keep(table, default, callbacks, call, upcall)
         engine.hook(uc.UC_HOOK_INTR, stubs[1], user=ctypes.addressof(table))
+        self._look_for_upcall = partial(
+            uc.TrapStub(stubs[1]), self._handle, uc.NO_VECTOR, ctypes.addressof(table)
+        )
 
     # Ways to run
 
@@ -615,10 +637,8 @@ class Cpu:
             handler()
         else:
             traps.interrupt(handle, vector, user)
-        if self._upcall_maddr is not None:
-            is_pending, is_masked = self.memory.m8[self._upcall_maddr : self._upcall_maddr + 2]
-            if is_pending and not is_masked:
-                traps.upcall()
+        if self._upcall_index is not None and 0 < self._m16[self._upcall_index] < _MASKED:
+            traps.upcall()
         self._count_trap()
 
     def _interrupt_copied(self, handle: int, vector: int, user: object) -> None:

@@ -67,6 +67,7 @@ UC_X86_INS_SYSENTER: Final = 700
 
 IntrCallback: Final = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 VectorCallback: Final = ctypes.CFUNCTYPE(None)
+TrapStub: Final = ctypes.PYFUNCTYPE(None, c_void_p, c_uint32, c_void_p)
 """The same call, its arguments left unread."""
 CallCallback: Final = ctypes.CFUNCTYPE(c_int64, *(c_uint32,) * 6)
 """A hypercall, its registers as arguments; a negative answer leaves EAX alone."""
@@ -79,6 +80,7 @@ UnmappedCallback: Final = ctypes.CFUNCTYPE(
 )
 
 NO_VECTOR: Final = 0xFFFFFFFF
+NO_CALL: Final = 0xFFFFFFFF
 """No ``int n`` is a hypercall."""
 
 TCG_BUFFER_SIZE_BYTES: Final = 32 << 20
@@ -372,11 +374,11 @@ class TrapTable(ctypes.Structure):
 
     _fields_ = (
         ("handlers", c_void_p * 256),
-        ("default", c_void_p),
+        ("upcall", c_void_p),
         ("old_exception", c_void_p),
         ("state", c_void_p),
         ("call", c_void_p),
-        ("upcall", c_void_p),
+        ("default", c_void_p),
         ("upcall_word", c_void_p),
         ("cpu", c_void_p),
         ("flush_all", c_void_p),
@@ -392,13 +394,18 @@ class TrapTable(ctypes.Structure):
         ("invalidate", c_void_p),
         ("memory", c_void_p),
         ("slot", c_uint64),
-        ("ways", c_void_p * (1 + 2 * 256)),  # the one back; in by vector, from ring 3 and ring 1
+        ("hold", c_uint32),
+        ("return_call", c_uint32),
+        # Back to ring 3 and within ring 1; in by vector, the upcall last, from ring 3 and ring 1.
+        ("ways", c_void_p * (2 + 2 * 257)),
     )
 
     def __init__(self, clock: int = 0) -> None:
-        super().__init__(call_vector=NO_VECTOR, clock=clock)
+        super().__init__(call_vector=NO_VECTOR, return_call=NO_CALL, clock=clock)
         self.upcall_word = ctypes.addressof(self) + TrapTable.nothing_pending.offset
 
 
+assert TrapTable.upcall.offset == 0x800
 assert TrapTable.trail_next.offset == 0x858
-assert TrapTable.ways.offset == 0x890
+assert TrapTable.hold.offset == 0x890
+assert TrapTable.ways.offset == 0x898

@@ -38,6 +38,9 @@ class Engine(Protocol):
     ways: Ways
     """What enters the kernel and leaves it again without Python."""
 
+    upcalls_held: memoryview
+    """One byte: while it is set, no upcall comes without Python."""
+
     def flush_tlb(self) -> object:
         """Forget every cached translation of a virtual address."""
 
@@ -87,6 +90,7 @@ class NullEngine:
         self.trail = Trail(TrapTable())
         self.ways = Ways(TrapTable(), None)
         self.regs8 = self.regs.cast("B")
+        self.upcalls_held = memoryview(bytearray(1))
 
     def read_eflags(self) -> int:
         """Read the flags word as last written."""

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from xenlite.machine.clock import Clock
 
 _NS_PER_S: Final = 10**9
 
@@ -25,7 +28,8 @@ class Kickable(Protocol):
 class SliceTimer:
     """The thread, and what it watches. ``begin`` and ``end`` enclose each slice."""
 
-    def __init__(self, period_ns: int) -> None:
+    def __init__(self, clock: Clock, period_ns: int) -> None:
+        self._clock = clock
         self._period_ns = period_ns
         self._running: tuple[Kickable, int] | None = None
         self._is_resting = True
@@ -40,9 +44,9 @@ class SliceTimer:
         self._work.set()
         self._thread.join()
 
-    def begin(self, engine: Kickable) -> None:
+    def begin(self, engine: Kickable, now_ns: int) -> None:
         """Watch a slice that begins now."""
-        self._running = engine, time.monotonic_ns() + self._period_ns
+        self._running = engine, now_ns + self._period_ns
         if self._is_resting:
             self._work.set()
 
@@ -55,7 +59,7 @@ class SliceTimer:
             running = self._running
             if running is None:
                 self._rest()
-            elif time.monotonic_ns() >= running[1]:
+            elif self._clock.monotonic_ns() >= running[1]:
                 running[0].kick()
             time.sleep(self._period_ns / _NS_PER_S)
 

@@ -9,6 +9,7 @@ one beyond the end of time never comes.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 
 
@@ -28,11 +29,12 @@ class Timer:
 
 
 class TimerQueue:
-    """The armed timers of one machine."""
+    """The armed timers of one machine; none is due before ``earliest_ns``, which costs no call."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[int, int, Timer]] = []
         self._count = 0  # orders entries of one deadline, first armed first
+        self.earliest_ns: float = math.inf
 
     def arm(self, timer: Timer, deadline_ns: int) -> None:
         """Let ``timer`` fire at ``deadline_ns``, and not when it would have before."""
@@ -41,6 +43,7 @@ class TimerQueue:
         timer.deadline_ns = deadline_ns
         self._count += 1
         heapq.heappush(self._entries, (deadline_ns, self._count, timer))
+        self.earliest_ns = self._entries[0][0]
         if len(self._entries) > 64 and self._count % 64 == 0:
             self._drop_stale()
 
@@ -53,7 +56,11 @@ class TimerQueue:
         entries = self._entries
         while entries and entries[0][2].deadline_ns != entries[0][0]:
             heapq.heappop(entries)
-        return entries[0][0] if entries else None
+        if not entries:
+            self.earliest_ns = math.inf
+            return None
+        self.earliest_ns = entries[0][0]
+        return entries[0][0]
 
     def fire_due(self, now_ns: int) -> None:
         """Fire every timer that is due; one that arms itself again for the past waits its turn."""

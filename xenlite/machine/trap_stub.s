@@ -2,7 +2,8 @@
 #
 # What runs between the engine and Python at each interrupt or fault: x86-64, System V.
 #
-#   in:  rdi = engine, esi = vector, rdx = the table below
+#   in:  rdi = engine, esi = vector, rdx = the table below; NO_VECTOR only looks for an upcall, as
+#        after a trap, where a run is about to begin
 #   out: nothing; everything that a callback must keep is kept
 #
 # It does natively what would cost Python an attribute access each: an `int` of the call vector from
@@ -13,8 +14,9 @@
 #
 # Some things it does without Python, where Python has done the same before and has left a *way*
 # (ways.Way): an `int` from ring 3 into the kernel, as a processor does with the fast trap gate that
-# Xen sets for a guest; the return from there by hypercall; and the way in for a fault that can only
-# be the guest's own. A way says where the frame is and what the segments become; Python closes it
+# Xen sets for a guest; the way in for a fault that can only be the guest's own; the upcall; and the
+# returns from all of these by hypercall, to ring 3 and within the kernel. A way says where the frame
+# is and what the segments become; Python closes it
 # when any of that changes. What the guest can change alone is looked at each time: the page-table
 # entry of the frame, translated code in what is written, flags, selectors. 0.1 us each way instead
 # of 1.2 us or more.
@@ -23,11 +25,11 @@
 # those of engine.TrapTable.
 
 .equ HANDLERS, 0x000            # 256 callbacks by vector
-.equ DEFAULT, 0x800
+.equ UPCALL, 0x800              # the upcall's, as if it were vector 256
 .equ OLD_EXCEPTION, 0x808       # address of the word
 .equ STATE, 0x810               # address of CPUX86State
 .equ CALL, 0x818                # the hypercall callback
-.equ UPCALL, 0x820              # the upcall callback
+.equ DEFAULT, 0x820             # the callback of other vectors
 .equ UPCALL_WORD, 0x828         # address of the pending byte; the mask byte follows it
 .equ CPU, 0x830                 # first argument of the two flushes
 .equ FLUSH_ALL, 0x838
@@ -42,9 +44,14 @@
 .equ INVALIDATE, 0x878          # takes the engine and two addresses of the machine
 .equ MEMORY, 0x880              # address of the machine's memory
 .equ SLOT, 0x888                # the engine's mark on frames that it may have translated
-.equ RETURN, 0x890              # address of the open way back, or 0
-.equ GATES, 0x898               # addresses of open ways in by vector, or 0: from ring 3, from ring 1
-.equ GATES_OF_RING_1, 256
+.equ HOLD, 0x890                # not 0: upcalls are Python's to judge in this trap
+.equ RETURN_CALL, 0x894         # the number of the call that returns
+.equ RETURN, 0x898              # address of the open way back to ring 3, or 0
+.equ RETURN_INSIDE, 0x8a0       # the same within ring 1
+.equ GATES, 0x8a8               # addresses of open ways in by vector, or 0: from ring 3, from ring 1
+.equ GATES_OF_RING_1, 257
+.equ UPCALL_VECTOR, 256
+.equ NO_VECTOR, 0xffffffff
 
 .equ CLOCK_STOP, 8              # in CLOCK, after the budget: the function that ends a run
 .equ CLOCK_KICKED, 16
@@ -53,8 +60,8 @@
 .equ WAY_ENTRY, 8               # what it must be
 .equ WAY_FRAME, 16              # address of the frame
 .equ WAY_CODE, 24               # in: address of the frame's mark, 0 where nobody has translated it
-.equ WAY_TARGET, 32             # in: the handler; back: the number of the call
-.equ WAY_ESP, 36                # back: what it must be; in: with the frame on it, its page in ring 1
+.equ WAY_TARGET, 32             # in: the handler
+.equ WAY_ESP, 36                # back: what it must be; in: with the frame on it; in ring 1: its page
 .equ WAY_HFLAGS, 40             # privilege and widths
 .equ WAY_KIND, 44
 .equ WAY_CS_AND_SS, 48          # as they lie in STATE
@@ -70,6 +77,7 @@
 .equ WAY_LIMIT, 140             # addresses of page faults from here on are Python's
 
 .equ SIZEOF_INFO, 64            # vcpu_info, which begins with the pending and the mask byte
+.equ INNER_FRAME, 16            # bytes of a return within ring 1: eax, eip, cs, eflags
 
 .equ IS_SOFTWARE, 1             # kinds
 .equ IS_PAGE_FAULT, 2
@@ -113,12 +121,15 @@
 .equ ALWAYS_SET, 0x202
 
     push rbx
+    push rbp
     push r12
     push r13
     push r14
-    push r15                    # five pushes and the return address: calls are aligned
+    push r15
+    push rax                    # seven pushes and the return address: calls are aligned
     mov rbx, rdx
     mov r14, rdi
+    mov ebp, esi                # the vector
     mov rax, [rbx + OLD_EXCEPTION]
     mov dword ptr [rax], -1     # the fault counts as delivered
     cmp esi, [rbx + CALL_VECTOR]
@@ -149,9 +160,8 @@
     mov [r13 + 20], r8d
     mov [r13 + 24], r9d
     mov dword ptr [r13 + 28], 0 # no result yet
-    mov rax, [rbx + RETURN]
-    test rax, rax
-    jne maybe_back
+    cmp edi, [rbx + RETURN_CALL]
+    je maybe_back
 ask_python:
     call qword ptr [rbx + CALL]
     test rax, rax
@@ -167,7 +177,24 @@ after:
     je count
     test ah, ah                 # masked? any value but zero is
     jne count
-    call qword ptr [rbx + UPCALL]
+    mov ebp, UPCALL_VECTOR
+    cmp dword ptr [rbx + HOLD], 0
+    jne by_vector
+    mov r12, [rbx + STATE]
+    mov eax, ebp
+    mov ecx, [r12 + R_HFLAGS]
+    and ecx, RING_AND_ADDSEG
+    cmp ecx, 3
+    je find_upcall
+    cmp ecx, 1
+    jne by_vector
+    add eax, GATES_OF_RING_1
+find_upcall:
+    mov r13, [rbx + rax*8 + GATES]
+    test r13, r13
+    je by_vector
+    mov ecx, [r13 + WAY_KIND]
+    jmp find_frame
 count:                          # a handler that can't be fetched traps again, and runs no block
     mov rcx, [rbx + CLOCK]
     dec qword ptr [rcx]
@@ -179,10 +206,12 @@ flush:
     test eax, eax
     jne flush_some
 out:
+    pop rax
     pop r15
     pop r14
     pop r13
     pop r12
+    pop rbp
     pop rbx
     ret
 
@@ -222,14 +251,23 @@ find_way:
     test r13, r13
     jne maybe_in
 by_vector:
-    mov eax, esi
+    mov eax, ebp
     mov rax, [rbx + rax*8 + HANDLERS]
-    jmp handle
-default:
-    mov rax, [rbx + DEFAULT]
 handle:
+    mov rdi, r14
+    mov esi, ebp
     mov rdx, rbx
-    call rax                    # rdi and esi are as they came
+    call rax
+    cmp ebp, UPCALL_VECTOR      # which may have been declined: once is enough
+    je count
+    jmp after
+default:
+    cmp esi, NO_VECTOR
+    je after
+    xor ebp, ebp                # the vector is in esi alone: no number of ours
+    mov rax, [rbx + DEFAULT]
+    mov rdx, rbx
+    call rax
     jmp after
 
 maybe_in:                       # r13 = the way
@@ -287,7 +325,6 @@ check_info:
     cmp eax, edx
     jne by_vector
 check_flags:
-    mov r15d, esi
     push r8
     push r9
     mov rdi, r12
@@ -295,12 +332,8 @@ check_flags:
     pop r9
     pop r8
     test eax, CLEARED_ON_ENTRY
-    je way_in
-    mov rdi, r14
-    mov esi, r15d
-    jmp by_vector
+    jne by_vector
 
-way_in:
     mov r15, r9
     mov r10d, [r13 + WAY_KIND]
     and eax, PUSHED
@@ -380,15 +413,52 @@ load_segments_of_way:
     movups [r12 + R_CS + 32], xmm2
     ret
 
-maybe_back:                     # rax = the way; the arguments of CALL are in their registers
-    cmp edi, [rax + WAY_TARGET]
-    jne ask_python
-    mov r10d, [r12 + R_ESP]
-    cmp r10d, [rax + WAY_ESP]
-    jne ask_python
+maybe_back:                     # the arguments of CALL are in their registers: they are kept
     test dword ptr [r12 + R_HFLAGS], 0x40 # a base in use
     jne ask_python
     test dword ptr [r12 + R_EFLAGS], FLAG_TF # the instruction may be under observation
+    jne ask_python
+    mov rax, [rbx + RETURN_INSIDE]
+    test rax, rax
+    je maybe_back_to_ring_3
+    mov r10d, [r12 + R_ESP]
+    mov r11d, r10d
+    shr r10d, 12
+    cmp r10d, [rax + WAY_ESP]
+    jne maybe_back_to_ring_3
+    and r11d, 0xfff
+    cmp r11d, 0x1000 - INNER_FRAME
+    ja ask_python
+    add r11, [rax + WAY_FRAME]  # eax, eip, cs, eflags
+    movzx r10d, word ptr [r11 + 8]
+    cmp r10d, [rax + WAY_CS]
+    jne maybe_back_to_ring_3
+    cmp r10d, [r12 + R_CS]      # then nothing is loaded
+    jne ask_python
+    test dword ptr [r11 + 12], NOT_PLAIN
+    jne ask_python
+    mov r10, [rax + WAY_ENTRY_AT]
+    mov r10, [r10]
+    cmp r10, [rax + WAY_ENTRY]
+    jne ask_python
+    mov r10, [rax + WAY_INFO_CODE]
+    movzx r10d, byte ptr [r10]
+    test r10d, r10d
+    je back_inside
+    cmp r10d, [rbx + SLOT]
+    jne ask_python
+back_inside:
+    mov r13, rax
+    add dword ptr [r12 + R_ESP], INNER_FRAME
+    call restore_of_frame
+    jmp forget_info
+
+maybe_back_to_ring_3:
+    mov rax, [rbx + RETURN]
+    test rax, rax
+    je ask_python
+    mov r10d, [r12 + R_ESP]
+    cmp r10d, [rax + WAY_ESP]
     jne ask_python
     mov r10, [rax + WAY_ENTRY_AT]
     mov r10, [r10]
@@ -424,12 +494,17 @@ check_frame_back:
     jne ask_python
 
     mov r13, rax
+    mov eax, [r11 + 16]
+    mov [r12 + R_ESP], eax
+    call restore_of_frame
+    call load_segments_of_way
+    jmp forget_info
+
+restore_of_frame:               # r11 = the frame
     mov eax, [r11]
     mov [r12 + R_EAX], eax
     mov eax, [r11 + 4]
     mov [r12 + R_EIP], eax
-    mov eax, [r11 + 16]
-    mov [r12 + R_ESP], eax
     mov eax, [r11 + 12]
     mov rcx, [rbx + UPCALL_WORD]
     test eax, FLAG_IF
@@ -442,5 +517,4 @@ check_frame_back:
     and eax, KEPT_IN_WORD
     or eax, ALWAYS_SET
     mov [r12 + R_EFLAGS], eax
-    call load_segments_of_way
-    jmp forget_info
+    ret

@@ -59,7 +59,7 @@ class TimeSource(Protocol):
         """Take the time by both counts."""
         ...
 
-    def line(self) -> TimeSample:
+    def line(self, now_ns: int) -> TimeSample:
         """Return a sample that leads to the present time: all vCPUs that run now have the same."""
         ...
 
@@ -76,8 +76,9 @@ class CountedTime:
         now_ns = self._clock.monotonic_ns()
         return TimeSample(now_ns, now_ns, 1 << 31, 1)
 
-    def line(self) -> TimeSample:
+    def line(self, now_ns: int) -> TimeSample:
         """Take the time; there is no cheaper way."""
+        del now_ns
         return self.sample()
 
 
@@ -107,11 +108,10 @@ class HostTime:
         self._last = TimeSample(tsc, max(now_ns, led_to_ns), mul, self._shift)
         return self._last
 
-    def line(self) -> TimeSample:
+    def line(self, now_ns: int) -> TimeSample:
         """Return the last sample while it is young: what it leads to is the time."""
-        if 0 <= self._read_tsc() - self._last.tsc < self._good_ticks:
-            return self._last
-        return self.sample()
+        last = self._last
+        return last if now_ns - last.system_ns < _GOOD_NS else self.sample()
 
     def _pair(self) -> tuple[int, int]:
         """Read both counters at one moment, as nearly as three tries get it."""
@@ -129,7 +129,6 @@ class HostTime:
         self._baseline_ns = now_ns - self._origin_ns
         ticks = tsc - self._origin_tsc
         self._mul, self._shift = _scale(self._baseline_ns, ticks)
-        self._good_ticks = ticks * _GOOD_NS // self._baseline_ns
         if self._baseline_ns >= _BEST_BASELINE_NS:
             self._origin_tsc, self._origin_ns = tsc, now_ns
 

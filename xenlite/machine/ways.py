@@ -21,12 +21,16 @@ from xenlite.machine.memory import PAGE_SHIFT
 if TYPE_CHECKING:
     from xenlite.machine.memory import MachineMemory
 
+UPCALL: Final = 256
+"""The upcall's number among the vectors."""
 _WAY: Final = Struct("<4Q4I48s6I2Q2I")
 WAY_SIZE_BYTES: Final = _WAY.size
-_BACK: Final = 0  # the index of the way back; those in follow, by vector, from ring 3 and ring 1
-_FROM_RING_3: Final = 1
-_FROM_RING_1: Final = 257
-_MOST_WAYS: Final = 513
+# Indexes: the two ways back, then those in by vector, from ring 3 and from ring 1.
+_BACK_TO_RING_3: Final = 0
+_BACK_INSIDE: Final = 1
+_FROM_RING_3: Final = 2
+_FROM_RING_1: Final = _FROM_RING_3 + UPCALL + 1
+_MOST_WAYS: Final = _FROM_RING_1 + UPCALL + 1
 
 
 class WayKind(IntFlag):
@@ -43,7 +47,7 @@ class WayKind(IntFlag):
 class Way(NamedTuple):
     """One way, in or back; addresses are the machine's.
 
-    In from ring 1, ``frame_maddr`` is that of the stack's page and ``esp`` the page's number.
+    Within ring 1, ``frame_maddr`` is that of the stack's page and ``esp`` the page's number.
     ``selectors`` are CS and SS of the frame and DS, ES, FS, GS in the registers, of a way back.
     """
 
@@ -56,8 +60,8 @@ class Way(NamedTuple):
     cs_and_ss: bytes
     selectors: tuple[int, int, int, int, int, int]
     cr2_maddr: int  # of the guest's word for the address of a page fault, by the mask byte
-    # Of a way in:
     kind: int = 0
+    # Of a way in:
     size: int = 0  # of the frame, in bytes
     limit: int = 0  # addresses of page faults from here on are not for this way
 
@@ -68,6 +72,7 @@ class Ways:
     def __init__(self, table: TrapTable, memory: MachineMemory | None) -> None:
         """Write them into ``table``; without memory there is no stub, and none is ever open."""
         self._memory = memory
+        self._table = table
         self._open: list[int] = []
         if memory is None:
             return
@@ -78,13 +83,14 @@ class Ways:
         self._code = ctypes.addressof(ctypes.c_char.from_buffer(memory.code))
 
     def open_in(self, vector: int, way: Way) -> None:
-        """Let a trap go ``way``; its kind says which and from where."""
+        """Let a trap, or the upcall, go ``way``; its kind says which and from where."""
         ring = _FROM_RING_1 if way.kind & WayKind.SAME_RING else _FROM_RING_3
         self._open_at(ring + vector, way)
 
     def open_back(self, way: Way) -> None:
-        """Let the call that returns to ring 3 go ``way``."""
-        self._open_at(_BACK, way)
+        """Let the call that returns go ``way``; its kind says whether within ring 1."""
+        self._table.return_call = way.target
+        self._open_at(_BACK_INSIDE if way.kind & WayKind.SAME_RING else _BACK_TO_RING_3, way)
 
     def close(self) -> None:
         """Have Python look at everything again."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 
+from xenlite.machine.clock import HostClock
 from xenlite.machine.slice_timer import SliceTimer
 
 
@@ -19,10 +20,11 @@ class Engine:
 
 
 def test_a_slice_that_lasts_too_long_is_ended_also_after_a_rest() -> None:
-    timer = SliceTimer(1_000_000)
+    clock = HostClock()
+    timer = SliceTimer(clock, 1_000_000)
     for _ in range(3):
         engine = Engine()
-        timer.begin(engine)
+        timer.begin(engine, clock.monotonic_ns())
         assert engine.kicked.wait(30.0)
         timer.end()
     timer.close()
@@ -31,8 +33,9 @@ def test_a_slice_that_lasts_too_long_is_ended_also_after_a_rest() -> None:
 def test_the_thread_goes_at_work_or_at_rest() -> None:
     before = threading.active_count()
     for works in (False, True):
-        timer = SliceTimer(1_000_000)
+        clock = HostClock()
+        timer = SliceTimer(clock, 1_000_000)
         if works:
-            timer.begin(Engine())
+            timer.begin(Engine(), clock.monotonic_ns())
         timer.close()
     assert threading.active_count() == before
