@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 MAX_PERSISTENT: Final = 1056  # pages that stay mapped for one ring; Linux keeps as many
 MOST_AT_ONCE: Final = 64  # requests that are taken before others have their turn
+MOST_CACHED_BYTES: Final = 2 << 20  # and bytes that are copied meanwhile, which is 1 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class BlockRing:
         self.requests = 0
         self.notifications = 0
         self.events = 0
+        self._cached_bytes = 0  # read at once since the others' last turn
         self._drained: Callable[[], None] | None = None
         with ExitStack() as undo:
             pages = []
@@ -133,6 +135,7 @@ class BlockRing:
         """Take what is there, and rest only after the final check."""
         if not self.is_open:
             return
+        self._cached_bytes = 0
         try:
             jobs = []
             for slot in self._ring.take(MOST_AT_ONCE):
@@ -174,6 +177,9 @@ class BlockRing:
     def _is_done_at_once(self, request: Request, views: list[memoryview]) -> bool:
         """Read what needs no waiting; never past a request that is in work."""
         if request.operation is not Operation.READ or self.in_work or self._latency_ns:
+            return False
+        self._cached_bytes += request.size
+        if self._cached_bytes > MOST_CACHED_BYTES:
             return False
         return self._image.read_cached(views, request.start)
 

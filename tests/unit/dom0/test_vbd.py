@@ -29,6 +29,7 @@ from xenlite.abi.x86_32p import (
     BlkifRequestDiscard,
     GTF_readonly,
 )
+from xenlite.dom0 import blkback
 from xenlite.dom0.blkif import Bad, Disk, Indirect, Request, decode
 from xenlite.dom0.image import RawImage
 from xenlite.dom0.xenbus import TRANSITIONS, Action, State, step
@@ -390,6 +391,32 @@ def test_a_short_read_and_a_removed_image(path: Path) -> None:
         assert guest.read(0) == at(0)
         path.unlink()
         assert guest.read(0) == at(0)
+
+
+class CountingImage(RawImage):
+    """An image that counts the reads that its worker makes."""
+
+    waited = 0
+
+    def read_into(self, views: Sequence[memoryview], offset: int) -> None:
+        """Count, and read."""
+        self.waited += 1
+        super().read_into(views, offset)
+
+
+def test_much_that_is_cached_is_left_to_the_worker(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A ring full of large requests is some milliseconds of copying, in which nobody else runs."""
+    monkeypatch.setattr(blkback, "MOST_CACHED_BYTES", 0)
+    image = CountingImage(path, read_only=False)
+    with front(path, image=image) as guest:
+        guest.connect()
+        guest.offer(20, 20)
+        ids = [guest.put(BLKIF_OP_READ, 8, [(20, 0, 7)]) for _ in range(3)]
+        assert guest.answers() == dict.fromkeys(ids, BLKIF_RSP_OKAY)
+        assert image.waited == 3
+        assert guest.page(20).read(0, PAGE) == at(8)
 
 
 class FailingImage(RawImage):
