@@ -12,7 +12,8 @@ taken; on failure all are given back. *Demotion*, when the last type reference g
 Invariants (SECURITY.md A1 to A11, recomputed by ``core/audit.py``):
 
 1. A frame is never a table and mapped writable: both are types, and a frame has one.
-2. A table lists frames of its own domain only, and never a table of its own level or above.
+2. A table lists frames of its own domain, and pages that a live grant lets it map, as the grant
+   lets it; never a table of its own level or above.
 3. A live L3 has its entry 3; the L2XEN there has one reference, no pin, and the hole's entries.
 
 Long work. Validating a full L3 is a million entries, so work is counted in units of about a
@@ -179,6 +180,7 @@ class PageTables:
         refused: the rest of it was validated before. 0.3 us where the long way takes 0.5.
         """
         m64, kind, type_count, tlb = self._m64, self._kind, self._type_count, self._tlb
+        owner, domid = self._owner, self._domid
         get_write, replace_l1 = self._get_write, self._replace_l1
         get_l1_entries, put_l1_entries = self._get_l1_entries, self._put_l1_entries
 
@@ -199,6 +201,8 @@ class PageTables:
             elif changed:
                 if changed & PTE_RW:
                     mfn = (new & PTE_ADDRESS) >> 12
+                    if owner[mfn] != domid:
+                        raise Refused(EBUSY, "paging.granted-entry", mfn)
                     if not new & PTE_RW:
                         left = type_count[mfn] - 1
                         type_count[mfn] = left
@@ -228,6 +232,8 @@ class PageTables:
         if new & L1_REFUSED:
             raise Refused(EINVAL, "paging.l1-bits", new)
         mfn = (new & PTE_ADDRESS) >> 12
+        if self._owner[mfn] != self._domid and changed & (PTE_RW | PTE_NX):
+            raise Refused(EBUSY, "paging.granted-entry", mfn)
         if changed & PTE_RW:
             if new & PTE_RW:
                 self._get_write(mfn)
@@ -238,7 +244,7 @@ class PageTables:
             if new < PTE_NX:
                 self._get_execute(mfn)
             else:
-                self._executable[mfn] -= 1
+                self._put_execute(mfn)
         if old & PTE_A and not self._tlb.stale:
             self._tlb.revoke()
 
@@ -257,6 +263,49 @@ class PageTables:
         self._type_count[mfn] = left
         if not left:
             self._kind[mfn] = NONE
+
+    # -- entries of granted pages -------------------------------------------------------------
+
+    def set_granted(self, slot: int, mfn: int, flags: int) -> None:
+        """Let an entry of a validated L1 map a frame that a grant has pinned for this domain.
+
+        The entry takes references of its own, as every entry does; so nothing but the rights that
+        the grant gave must hold for as long as it stands. It is never executable: the frame's owner
+        runs on another engine, and neither learns what the other one writes.
+        """
+        old = self._m64[slot]
+        if flags & PTE_RW:
+            self._type_count[mfn] += 1
+        self._refs[mfn] += 1
+        self._m64[slot] = mfn << PAGE_SHIFT | flags | PTE_P | PTE_NX
+        if old & PTE_P:
+            self._tlb.revoke()
+            self._put_l1_entries((old,))
+
+    def clear_granted(self, slot: int, mfn: int, *, writable: bool) -> None:
+        """Remove an entry that ``set_granted`` made, if it still stands there with that right."""
+        old = self._m64[slot]
+        is_same = bool(old & PTE_P) and (old & PTE_ADDRESS) >> PAGE_SHIFT == mfn
+        if not is_same or bool(old & PTE_RW) != writable:
+            raise Refused(EINVAL, "paging.entry-maps-something-else", slot << 3)
+        self._m64[slot] = 0
+        self._tlb.revoke()
+        self._put_l1_entries((old,))
+
+    def move_l1(self, source: int, target: int) -> None:
+        """Move an entry, with its references, to a place of a validated L1 that is empty."""
+        assert not self._m64[target] & PTE_P, target
+        self._m64[target], self._m64[source] = self._m64[source], 0
+        self._tlb.revoke()
+
+    def l1_slot_at(self, maddr: int) -> int | None:
+        """Return the slot of the L1 entry at a machine address; None where none of ours is."""
+        mfn = maddr >> PAGE_SHIFT
+        if maddr & 7 or mfn >= self._nr_frames or self._owner[mfn] != self._domid:
+            return None
+        return maddr >> 3 if self._kind[mfn] == L1 else None
+
+    # -- upper entries ------------------------------------------------------------------------
 
     def set_l2(self, slot: int, new: int) -> None:
         """Replace entry ``slot`` (an index into ``memory.m64``) of a validated L2.
@@ -311,6 +360,17 @@ class PageTables:
         if self._executable[mfn] == 1 and self._code[mfn]:
             self._memory.wrote(mfn)
         self._memory.mark_code(mfn, self._engine)
+
+    def _put_execute(self, mfn: int) -> None:
+        """Count a mapping less that code may run through; behind the last one, drop the mark.
+
+        Every write of ours to a marked frame costs 1.1 us more, and a kernel's first mapping is
+        executable as a whole. (Where a table is dropped the mark may stay: it does no harm.)
+        """
+        self._executable[mfn] -= 1
+        if not self._executable[mfn] and self._code[mfn]:
+            self._tlb.flush()
+            self._memory.release(mfn)
 
     def _make_get_l1_entries(self) -> Callable[[tuple[int, ...], int], None]:
         """Bind ``get_l1_entries(entries, errno)``: take the references of the present ones.
