@@ -321,6 +321,7 @@ class Hypervisor:
                 now_ns = clock.monotonic_ns()
             if now_ns >= timers.earliest_ns:
                 timers.fire_due(now_ns)
+                now_ns = clock.monotonic_ns()  # a vCPU that was woken has waited since
             if until():
                 return True
             if deadline_ns is not None and now_ns >= deadline_ns:
