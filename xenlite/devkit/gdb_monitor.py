@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Final
 from xenlite.abi.x86_32p import (
     DOMID_INVALID,
     DOMID_XEN,
-    ERRNO_NAMES,
-    HYPERCALL_ARGS,
     HYPERCALL_NAMES,
     SHUTDOWN_NAMES,
     VIRQ_NAMES,
     GTF_readonly,
 )
 from xenlite.debug_doors import StopKind, Writer
-from xenlite.doors import HypercallRecord
 from xenlite.errors import Refused
+from xenlite.toolstack.call_text import call_line, call_text, refused_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -164,7 +162,7 @@ class Monitor:
         records = self._debugger.hypercalls()
         if words:
             records = records[-max(_number(words[0], 10), 1) :]
-        return _lines([f"{call(one)}{_result(one.result)}" for one in records]) or "none\n"
+        return _lines([call_line(one) for one in records]) or "none\n"
 
     def _break_hypercall(self, words: Sequence[str], _vcpu: int) -> str:
         if not words:
@@ -196,39 +194,13 @@ def describe(control: Control, domid: int, stop: DebugStop) -> str:
     if stop.change is not None:
         return f"xenlite: {_change(control, domid, stop.vcpu, stop.change)}\n"
     if stop.hypercall is not None:
-        return f"xenlite: before {call(stop.hypercall)}\n"
+        call = call_text(stop.hypercall.number, stop.hypercall.arguments)
+        return f"xenlite: before {call}\n"
     if stop.refusal is not None:
-        refusal = stop.refusal
-        record = HypercallRecord(refusal.number, refusal.arguments, None)
-        error = ERRNO_NAMES.get(refusal.errno, str(refusal.errno))
-        argument = refusal.argument
-        what = hex(argument) if isinstance(argument, int) else argument
-        detail = "" if what is None else f" ({what})"
-        return f"xenlite: refused: {call(record)} = -{error}: {refusal.rule}{detail}\n"
+        return f"xenlite: refused: {refused_line(stop.refusal)}\n"
     if stop.kind is StopKind.CRASH:
         return f"xenlite: the domain would crash here: {stop.crash}\n"
     return ""
-
-
-def call(record: HypercallRecord) -> str:
-    """Write a hypercall with its registers, by the names of the arguments that they hold."""
-    name = HYPERCALL_NAMES.get(record.number, f"hypercall {record.number}")
-    words = iter(record.arguments)
-    arguments = []
-    for argument, kind in HYPERCALL_ARGS.get(name, ()):
-        value = next(words, 0)
-        if kind == "uint64":
-            value |= next(words, 0) << 32
-        arguments.append(f"{argument}={value:#x}")
-    return f"{name}({', '.join(arguments)})"
-
-
-def _result(value: int | None) -> str:
-    if value is None:
-        return ""
-    signed = value - (1 << 32) if value >> 31 else value
-    error = ERRNO_NAMES.get(-signed) if signed < 0 else None
-    return f" = {signed:#x}" if error is None else f" = -{error}"
 
 
 def _change(control: Control, domid: int, vcpu: int, change: Change) -> str:
