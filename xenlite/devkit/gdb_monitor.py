@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
-    DOMID_INVALID,
     DOMID_XEN,
     HYPERCALL_NAMES,
     SHUTDOWN_NAMES,
@@ -43,7 +42,7 @@ _PTE_FLAGS: Final = (
 )  # fmt: skip
 _PTE_MFN: Final = 0xFFFFFFF
 _LONGEST_INSTRUCTION: Final = 15
-_OWNERS: Final = {DOMID_XEN: "xenlite", DOMID_INVALID: "nobody: free"}
+_OWNERS: Final = {DOMID_XEN: "xenlite", None: "nobody: free"}
 
 
 class Monitor:
@@ -114,7 +113,7 @@ class Monitor:
         return _lines(lines)
 
     def _walk(self, words: Sequence[str], vcpu: int) -> str:
-        steps = self._debugger.walk(vcpu, _address(words))
+        steps = self._control.page_walk(self._domid, vcpu, _address(words))
         lines = [
             f"L{step.level} entry at {step.maddr:#010x}: {_entry(step.entry)}" for step in steps
         ]
@@ -126,16 +125,18 @@ class Monitor:
         return f"pfn {pfn:#x}: " + ("none\n" if mfn is None else f"mfn {mfn:#x}\n")
 
     def _frame(self, words: Sequence[str], _vcpu: int) -> str:
-        info = self._debugger.frame(_address(words))
+        mfn = _address(words)
+        info = self._control.frame(mfn)
         owner = _OWNERS.get(info.owner, f"domain {info.owner}")
         pinned = ", pinned" if info.is_pinned else ""
-        return _lines(
-            [
-                f"mfn {info.mfn:#x}: owner {owner}; type {info.kind}, used {info.type_count} times"
-                f" as such{pinned}; {info.refs} references; pfn {info.pfn:#x}",
-                *(f"  mapped by the L1 entry at {maddr:#010x}" for maddr in info.mapped_by),
-            ]
-        )
+        lines = [
+            f"mfn {mfn:#x}: owner {owner}; type {info.type}, used {info.type_count} times"
+            f" as such{pinned}; {info.references} references; pfn {info.pfn:#x}"
+        ]
+        lines += [
+            f"  mapped by the L1 entry at {maddr:#010x}" for maddr in self._debugger.mapped_by(mfn)
+        ]
+        return _lines(lines)
 
     def _ports(self, _words: Sequence[str], _vcpu: int) -> str:
         lines = []
