@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Put guestos into the wheel: its sources and, assembled now, the kernel.
+"""Put guestos into the wheel: its sources and, built now, the kernel and its programs.
 
-The kernel's name carries the hash of all that it was made from, and `build_kernel` looks for that
-name beside the source before it assembles anything. An editable installation needs none of
+Both names carry the hash of all that they were made from, and `find_kept` looks for such a name
+beside the source before anything is built. An editable installation needs none of
 this: it uses the checkout.
 """
 
@@ -29,13 +29,22 @@ class GuestosHook(BuildHookInterface[Any]):
         sys.path.insert(0, str(root))  # nothing of xenlite is installed where a wheel is built
         from xenlite.devkit.assembler import assemble
         from xenlite.devkit.kernel_cache import kernel_name
+        from xenlite.devkit.program_archive import pack
+        from xenlite.devkit.program_cache import archive_names
+        from xenlite.devkit.program_compiler import find_compiler
 
-        source = root / "guestos/main.s"
-        kernel = self._directory / kernel_name(source)
-        kernel.write_bytes(assemble(source).elf())
+        source, programs = root / "guestos/main.s", root / "guestos/programs"
+        compiler = find_compiler()
+        whole, reduced = archive_names(programs)
         include = build_data["force_include"]
         include[str(root / "guestos")] = "xenlite/share/guestos"
-        include[str(kernel)] = f"xenlite/share/guestos/{kernel.name}"
+        for name, data in (
+            (kernel_name(source), assemble(source).elf(".")),
+            (whole if compiler else reduced, pack(programs, compiler)),
+        ):
+            path = self._directory / name
+            path.write_bytes(data)
+            include[str(path)] = f"xenlite/share/guestos/{name}"
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
         """Remove what was only made for the wheel."""

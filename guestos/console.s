@@ -9,16 +9,15 @@
 # the difference, and order is never compared, so the wrap needs no care. A byte is stored before
 # the index that publishes it, and x86 shows stores in that order: no barrier is needed.
 #
-# Input needs no buffer of ours: it stays in the ring until somebody reads. The event only ends
-# the reader's wait.
+# Input is taken by tty.s, when the event of the console's port comes, on the first processor.
 #
 # Output goes through the ring from the very first line. (console_io would work without a ring, but
 # then each line would have two ways out, and sooner or later appear twice or out of order.)
 #
-# Dom0 is told once per line, and before a wait for a key; each telling is a hypercall.
+# Dom0 is told once per line, and before a processor waits; each telling is a hypercall.
 #
-# Invariants: whenever the ring has changed and Dom0 was not told, console_untold is 1. Writers mask
-# events, so nobody else writes in the middle of a text.
+# Invariants: whenever the ring has changed and Dom0 was not told, console_untold is 1. Writers hold
+# console_lock, so nobody else writes in the middle of a text.
 
 # Print a literal text. Keeps all registers but the flags.
 .macro PRINT text
@@ -47,14 +46,14 @@ console_open:
     mov [console_ring], eax
     ret
 
-# Begin to take events for input.
+# Begin to take events for input: tty.s takes the keys.
 console_listen:
+    push ebx
+    mov ebx, offset cpu_table
     mov eax, [console_port]
-    mov edx, offset console_event
-    jmp event_open
-
-# The handler of the console's port: nothing to do, see the head.
-console_event:
+    mov edx, offset tty_input
+    call event_open
+    pop ebx
     ret
 
 # Tell Dom0 that there is text, or room for keys, if it was not told yet.
@@ -75,7 +74,8 @@ console_write:
     push edi
     mov esi, eax
     lea edi, [eax + edx]
-    call port_save_and_mask
+    mov eax, offset console_lock
+    call lock_events
     push eax
     mov ebx, [console_ring]
     xor eax, eax
@@ -97,15 +97,16 @@ console_write:
     jne .Lwrite_told
     call console_tell
 .Lwrite_told:
-    pop eax
-    call port_restore_events
+    pop edx
+    mov eax, offset console_lock
+    call unlock_events
     pop edi
     pop esi
     pop ebx
     ret
 
-# Put one byte into the ring, waiting for room. In: al = the byte, ebx = the ring. Keeps eax. Events
-# are masked.
+# Put one byte into the ring, waiting for room. In: al = the byte, ebx = the ring. Keeps eax.
+# console_lock is held.
 console_put:
     mov ecx, [ebx + XENCONS_INTERFACE_OUT_PROD]
     mov edx, ecx
@@ -126,28 +127,21 @@ console_put:
     pop eax
     jmp console_put
 
-# Wait for a key. Out: eax = the byte. Events are unmasked afterwards.
-console_read:
+# Take a key out of the ring. Out: eax = the byte, or -1 if there is none. Events are masked.
+console_take:
     push ebx
     mov ebx, [console_ring]
-.Lread_look:
-    # Masked while looking: an event between the look and the wait would otherwise be served before
-    # the wait begins, and the wait would last until the next key.
-    PORT_MASK_EVENTS
+    or eax, -1
     mov ecx, [ebx + XENCONS_INTERFACE_IN_CONS]
     cmp ecx, [ebx + XENCONS_INTERFACE_IN_PROD]
-    jne .Lread_take
-    call console_tell               # of the text so far, and that the ring has room for more keys
-    call port_wait_for_event
-    jmp .Lread_look
-.Lread_take:
+    je .Lconsole_take_done
     mov edx, ecx
     and edx, XENCONS_IN_SIZE - 1
     movzx eax, byte ptr [ebx + edx + XENCONS_INTERFACE_IN]
     inc ecx
     mov [ebx + XENCONS_INTERFACE_IN_CONS], ecx
-    mov byte ptr [console_untold], 1
-    call port_unmask_events
+    mov byte ptr [console_untold], 1        # of the room for more keys
+.Lconsole_take_done:
     pop ebx
     ret
 
@@ -192,19 +186,38 @@ print_number:
     push ebx
     sub esp, 12                     # ten digits at most
     lea ebx, [esp + 12]
-.Lnumber_digit:
+.Lprint_digit:
     xor edx, edx
     div ecx
     mov dl, [digits + edx]
     dec ebx
     mov [ebx], dl
     test eax, eax
-    jnz .Lnumber_digit
+    jnz .Lprint_digit
     mov eax, ebx
     lea edx, [esp + 12]
     sub edx, ebx
     call console_write
     add esp, 12
+    pop ebx
+    ret
+
+# Compare two texts that end in 0. In: eax and edx = addresses. Out: eax = 1 or 0.
+texts_are_equal:
+    push ebx
+.Ltexts_next:
+    mov bl, [eax]
+    cmp bl, [edx]
+    jne .Ltexts_differ
+    inc eax
+    inc edx
+    test bl, bl
+    jnz .Ltexts_next
+    mov eax, 1
+    pop ebx
+    ret
+.Ltexts_differ:
+    xor eax, eax
     pop ebx
     ret
 
@@ -217,6 +230,8 @@ digits:
 console_ring:
     .space 4
 console_port:
+    .space 4
+console_lock:
     .space 4
 console_untold:
     .space 1

@@ -6,39 +6,33 @@
 # read-write, events masked, a boot stack of one page. (Xen's layout: public/xen.h.)
 # The kernel changes to its own stack at once: the boot stack's page has no room for nested traps.
 
-.equ KERNEL_STACK_SIZE, 4 * PAGE_SIZE
-
 .section .text
 .global _start
 _start:
     cld
-    mov esp, offset kernel_stack_top
+    mov esp, offset kernel_stack + KSTACK_TOP
     mov [start_info], esi
+    call cpu_open                   # from here on code can find out which processor it runs on
     call console_open
-    PRINT "guestos 0.1: a kernel in ring 1, every privileged operation a hypercall\n"
+    PRINT "guestos 0.2: a kernel in ring 1, every privileged operation a hypercall\n"
     call traps_open                 # from here on a fault is reported instead of ending silently
     call report_start_info
     call report_hypervisor
     call memory_open                # needs nothing but start_info; gives shared_info an address
+    call port_open_batching
+    call space_open
+    call process_open
+    call port_hide_fpu
     call report_memory
     call events_open                # writes shared_info
-    call console_listen
     call time_open
-    call port_unmask_events
-    call process_open
-    call demonstrate
-    mov eax, offset word_autohalt
-    call command_line_has
-    test eax, eax
-    jz shell
-    PRINT "guestos: autohalt: powering off\n"
-    mov eax, SHUTDOWN_poweroff
-    jmp port_shutdown
-
-# Show the two ways into the kernel that need no device: a page fault and a program in ring 3.
-demonstrate:
-    call memory_touch_new_page
-    jmp process_run
+    call smp_open
+    call report_cpus
+    call syscall_open
+    call console_listen
+    call ramdisk_open
+    call process_make_init
+    jmp schedule_idle               # the boot goes on in process 1
 
 # Look for a word of the kernel's command line. In: eax = the word, ending in 0. Out: eax = 1 or 0.
 command_line_has:
@@ -89,12 +83,14 @@ word_autohalt:
     .asciz "autohalt"
 word_plainfaults:
     .asciz "plainfaults"
+word_nobatch:
+    .asciz "nobatch"
+word_assist:
+    .asciz "assist"
 
 .section .bss
-.p2align PAGE_SHIFT
-kernel_stack_guard:
-    .space PAGE_SIZE                # not mapped, see memory.s
-    .space KERNEL_STACK_SIZE
-kernel_stack_top:
+.p2align PAGE_SHIFT + 2             # the alignment is KSTACK_SIZE: see cpu.s
+kernel_stack:
+    .space KSTACK_SIZE              # of the first idle process; its guard is not mapped
 start_info:
     .space 4                        # address of the start_info page

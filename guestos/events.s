@@ -11,8 +11,11 @@
 # The outer two are cleared before the inner ones are read. In the other order an event that comes
 # between the two would be forgotten; in this one it may at worst be looked for twice.
 #
+# A port's event goes to the one processor that the port is bound to. The pending bits of all ports
+# lie together, though, so each processor looks at its own only (CPU_PORTS).
+#
 # Handlers run on the interrupted stack with events masked. In: eax = port. They follow the
-# kernel's convention of calls.
+# kernel's convention of calls, and never take kernel_lock: it may be held by what they interrupt.
 
 .section .text
 
@@ -24,21 +27,27 @@ events_open:
     mov eax, -1
     rep stosd
     pop edi
+
+# Take upcalls on this processor.
+events_open_cpu:
     mov eax, offset events_upcall
     mov edx, offset trap_failsafe
     jmp port_set_callbacks
 
-# Let one port through to its handler. In: eax = port, edx = handler.
+# Let one port through to its handler, on the processor that it is bound to. In: eax = port, edx =
+# handler, ebx = the processor.
 event_open:
     mov [event_handlers + eax * 4], edx
     # A bit number in a register reaches beyond the 32 bits at the address: all 1024 ports.
+    lock bts dword ptr [ebx + CPU_PORTS], eax
     lock btr dword ptr [shared_info + SHARED_INFO_EVTCHN_MASK], eax
     # While the port was masked Xen set its bit and told nobody: pass that on.
     bt dword ptr [shared_info + SHARED_INFO_EVTCHN_PENDING], eax
     jnc .Levent_open_done
     shr eax, 5
-    lock bts dword ptr [upcall_pending_sel], eax
-    mov byte ptr [upcall_pending], 1
+    mov edx, [ebx + CPU_INFO]
+    lock bts dword ptr [edx + VCPU_INFO_EVTCHN_PENDING_SEL], eax
+    mov byte ptr [edx + VCPU_INFO_EVTCHN_UPCALL_PENDING], 1
 .Levent_open_done:
     ret
 
@@ -49,19 +58,24 @@ events_upcall:
     push 0
     TRAP_ENTER
     call events_dispatch
-    mov ebx, esp
-    call process_preempt
+    mov eax, [esp + FRAME_CS]
+    and eax, SELECTOR_RPL
+    cmp eax, SELECTOR_RPL
+    je trap_return                  # a program was interrupted: its turn may be over
     TRAP_LEAVE
 
-# Serve every port that is pending and not masked.
+# Serve every port of this processor that is pending and not masked.
 events_dispatch:
     push ebx
     push esi
     push edi
+    push ebp
+    CPU ebp
 .Ldispatch_again:
-    mov byte ptr [upcall_pending], 0
+    mov edx, [ebp + CPU_INFO]
+    mov byte ptr [edx + VCPU_INFO_EVTCHN_UPCALL_PENDING], 0
     xor esi, esi
-    xchg esi, [upcall_pending_sel]
+    xchg esi, [edx + VCPU_INFO_EVTCHN_PENDING_SEL]
 .Ldispatch_word:
     bsf ebx, esi                    # ebx = word that has pending ports
     jz .Ldispatch_words_done
@@ -69,6 +83,7 @@ events_dispatch:
 .Ldispatch_port:
     mov eax, [shared_info + SHARED_INFO_EVTCHN_MASK + ebx * 4]
     not eax
+    and eax, [ebp + CPU_PORTS + ebx * 4]
     and eax, [shared_info + SHARED_INFO_EVTCHN_PENDING + ebx * 4]
     bsf edi, eax
     jz .Ldispatch_word
@@ -80,8 +95,10 @@ events_dispatch:
     call dword ptr [event_handlers + eax * 4]
     jmp .Ldispatch_port
 .Ldispatch_words_done:
-    cmp byte ptr [upcall_pending], 0
+    mov edx, [ebp + CPU_INFO]
+    cmp byte ptr [edx + VCPU_INFO_EVTCHN_UPCALL_PENDING], 0
     jne .Ldispatch_again
+    pop ebp
     pop edi
     pop esi
     pop ebx

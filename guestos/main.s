@@ -8,17 +8,34 @@
 #
 # Reading order, which is also the order in memory:
 #
+#   syscalls.inc the contract with programs
+#   cpu.s       virtual processors, and what each has of its own
 #   port.s      every privileged operation, with the native one that it replaces
+#   lock.s      locks, and in which order they are taken
 #   console.s   text out and keys in, over a ring shared with Dom0
 #   entry.s     the first instruction, and what happens in which order
-#   traps.s     exceptions: the frame, the table, the report of a crash
+#   traps.s     exceptions: the frame, the table, the way back, the report of a crash
 #   events.s    event channels: interrupts of a paravirtual machine
 #   time.s      a tick, the clock, sleeping
-#   memory.s    its own page tables, a page allocator, pages mapped on demand
-#   process.s   ring 3: entering it, system calls, taking turns, leaving it
-#   report.s    what it finds at boot
-#   shell.s     commands typed on the console
-#   user.s      the programs that run in ring 3
+#   memory.s    the kernel's own page tables
+#   pages.s     a page allocator that counts users
+#   space.s     address spaces of programs
+#   copy.s      copying and emptying them
+#   fault.s     page faults: demand, copy on write; copying from and to programs
+#   kstack.s    kernel stacks
+#   process.s   processes: fork, exit, waitpid
+#   signal.s    kill
+#   schedule.s  taking turns, sleeping
+#   smp.s       more processors
+#   fpu.s       the FPU, for those who use it
+#   syscall.s   system calls
+#   files.s     descriptors
+#   tty.s       the console as a file
+#   pipe.s      pipes
+#   ramdisk.s   the archive that the machine came with
+#   exec.s      starting another program
+#   balloon.s   giving memory back
+#   report.s    what it finds at boot, and what it tells programs
 #
 # Convention of calls, everywhere unless a routine says otherwise: arguments in eax, edx and ecx in
 # this order, the result in eax. A routine may change eax, ecx, edx and the flags, and keeps all
@@ -30,6 +47,7 @@
 # they would quietly give the hypervisor's answer. tests/unit/guestos checks it.
 
 .include "xen_abi.inc"
+.include "syscalls.inc"
 
 .equ VIRT_BASE, 0xC0000000          # where page 0 is mapped: va = VIRT_BASE + (pfn << PAGE_SHIFT)
 
@@ -43,14 +61,30 @@
 .xen_note HYPERCALL_PAGE, hypercall_page
 .xen_note FEATURES, "!writable_page_tables|pae_pgdir_above_4gb"
 
+.include "cpu.s"
 .include "port.s"
+.include "lock.s"
 .include "console.s"
 .include "entry.s"
 .include "traps.s"
 .include "events.s"
 .include "time.s"
 .include "memory.s"
+.include "pages.s"
+.include "space.s"
+.include "copy.s"
+.include "fault.s"
+.include "kstack.s"
 .include "process.s"
+.include "signal.s"
+.include "schedule.s"
+.include "smp.s"
+.include "fpu.s"
+.include "syscall.s"
+.include "files.s"
+.include "tty.s"
+.include "pipe.s"
+.include "ramdisk.s"
+.include "exec.s"
+.include "balloon.s"
 .include "report.s"
-.include "shell.s"
-.include "user.s"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# What the kernel finds: start_info, the hypervisor, its memory. Printed at boot and by the shell.
+# What the kernel finds: start_info, the hypervisor, its memory. Printed at boot,
+# and what it tells programs about itself.
 
 .section .text
 
@@ -113,17 +114,146 @@ report_memory:
     mov eax, [memory_pages]
     call print_decimal
     PRINT " mapped by "
-    mov eax, [tables_end]
-    sub eax, [tables]
+    mov eax, [kernel_tables_end]
+    sub eax, [kernel_tables]
     shr eax, PAGE_SHIFT
     call print_decimal
     PRINT " page tables of our own, "
     call page_count_free
     call print_decimal
-    PRINT " free\n"
+    PRINT " free; changes to tables "
+    movzx eax, byte ptr [port_batching]
+    mov eax, [batching_names + eax * 4]
+    call print
+    PRINT "\n"
+    ret
+
+# Print how many processors there are.
+report_cpus:
+    PRINT "processors: "
+    mov eax, [cpus_online]
+    call print_decimal
+    PRINT "\n"
+    ret
+
+# -- system calls ----------------------------------------------------------------------------
+
+# memory(address, bytes) -> bytes of MEMORY_INFO
+sys_memory:
+    push esi
+    sub esp, SIZEOF_MEMORY_INFO
+    mov eax, [memory_pages]
+    mov [esp + MEMORY_INFO_TOTAL], eax
+    call page_count_free
+    mov [esp + MEMORY_INFO_FREE], eax
+    imul ecx, [spaces_spare_count], SPACE_TABLES
+    mov eax, [tables_pages]
+    sub eax, ecx                    # those of spare address spaces count as free
+    mov [esp + MEMORY_INFO_TABLES], eax
+    mov eax, [balloon_pages]
+    mov [esp + MEMORY_INFO_BALLOONED], eax
+    mov eax, [pages_shared]
+    mov [esp + MEMORY_INFO_SHARED], eax
+    mov eax, [processes_count]
+    mov [esp + MEMORY_INFO_PROCESSES], eax
+    mov esi, SIZEOF_MEMORY_INFO
+    cmp [ebx + FRAME_ECX], esi
+    jae .Lmemory_room
+    mov esi, [ebx + FRAME_ECX]
+.Lmemory_room:
+    mov eax, [ebx + FRAME_EBX]
+    mov edx, esp
+    mov ecx, esi
+    call user_copy_out
+    test eax, eax
+    jnz .Lmemory_out
+    mov eax, esi
+.Lmemory_out:
+    add esp, SIZEOF_MEMORY_INFO
+    pop esi
+    ret
+
+# processes(address, bytes) -> bytes of PROCESS_INFO records
+sys_processes:
+    push esi
+    push edi
+    push ebp
+    sub esp, SIZEOF_PROCESS_INFO
+    mov esi, offset process_first_slot
+    xor edi, edi                    # bytes written
+.Lprocesses_next:
+    cmp dword ptr [esi + PROCESS_STATE], PROCESS_NEW
+    jbe .Lprocesses_skip            # FREE or NEW
+    lea eax, [edi + SIZEOF_PROCESS_INFO]
+    cmp eax, [ebx + FRAME_ECX]
+    ja .Lprocesses_done
+    mov eax, esp
+    call process_describe
+    mov eax, [ebx + FRAME_EBX]
+    add eax, edi
+    mov edx, esp
+    mov ecx, SIZEOF_PROCESS_INFO
+    call user_copy_out
+    test eax, eax
+    jnz .Lprocesses_out
+    add edi, SIZEOF_PROCESS_INFO
+.Lprocesses_skip:
+    add esi, SIZEOF_PROCESS
+    cmp esi, [process_slots_end]
+    jb .Lprocesses_next
+.Lprocesses_done:
+    mov eax, edi
+.Lprocesses_out:
+    add esp, SIZEOF_PROCESS_INFO
+    pop ebp
+    pop edi
+    pop esi
+    ret
+
+# Write a record of a process. In: eax = the record, esi = process.
+process_describe:
+    push edi
+    mov edi, eax
+    mov eax, [esi + PROCESS_ID]
+    mov [edi + PROCESS_INFO_ID], eax
+    mov eax, [esi + PROCESS_PARENT]
+    mov eax, [eax + PROCESS_ID]
+    mov [edi + PROCESS_INFO_PARENT], eax
+    mov eax, [esi + PROCESS_STATE]
+    mov al, [process_letters + eax]
+    mov [edi + PROCESS_INFO_STATE], al
+    mov eax, [esi + PROCESS_CPU]
+    mov eax, [eax + CPU_ID]
+    mov [edi + PROCESS_INFO_VCPU], al
+    mov word ptr [edi + PROCESS_INFO_VCPU + 1], 0
+    xor eax, eax
+    mov ecx, [esi + PROCESS_SPACE]
+    test ecx, ecx
+    jz .Ldescribe_pages
+    mov eax, [ecx + SPACE_PAGES]
+.Ldescribe_pages:
+    mov [edi + PROCESS_INFO_PAGES], eax
+    mov eax, [esi + PROCESS_TICKS]
+    mov [edi + PROCESS_INFO_TICKS], eax
+    push esi
+    lea esi, [esi + PROCESS_NAME]
+    lea edi, [edi + PROCESS_INFO_NAME]
+    mov ecx, PROCESS_NAME_BYTES / 4
+    rep movsd
+    pop esi
+    pop edi
     ret
 
 .section .rodata
+process_letters:
+    .ascii "--RRSZ"                 # by PROCESS_STATE
+.p2align 2
+batching_names:
+    .long .Lname_batch_list, .Lname_batch_single, .Lname_batch_assist
+.Lname_batch_list: .asciz "collected"
+.Lname_batch_single: .asciz "one by one"
+.Lname_batch_assist: .asciz "stored directly"
+
 .p2align 2
 # Text, offset, how to print it.
 start_info_fields:

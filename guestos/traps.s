@@ -3,7 +3,7 @@
 # Exceptions: how the kernel is entered for one, how it returns, and what it says when it cannot.
 #
 # Xen enters a handler much as the processor would, on the current stack (or, out of ring 3, on the
-# one of port_set_kernel_stack), and the stubs below complete the frame so that all look alike:
+# one of port_load_space), and the stubs below complete the frame so that all look alike:
 #
 #   esp -> es ds | edi esi ebp - ebx edx ecx eax | word | error | eip | cs | eflags [ | esp | ss ]
 #          -------- pushed by TRAP_ENTER --------  stub   Xen, or the stub        only from ring 3
@@ -32,6 +32,7 @@
 .equ FRAME_EIP, 48
 .equ FRAME_CS, 52
 .equ FRAME_EFLAGS, 56
+.equ FRAME_USER_ESP, 60             # only in the frame of a program
 
 # Save everything. A program in ring 3 may have left any selector in ds and es, and DF set.
 # After it, esp is the frame and eax is lost. (fs and gs stay as they are: the kernel uses neither.)
@@ -78,20 +79,25 @@ trap_\name:
 
 .section .text
 
-# Register the handlers, and ask for the faulting address on the stack. A hypervisor other than
-# xenlite refuses that, and page faults keep the handler that fetches the address.
+# Ask for the faulting address on the stack, and register the handlers. A hypervisor other than
+# xenlite refuses the first, and page faults keep the handler that fetches the address.
 traps_open:
-    mov eax, offset trap_table
-    call port_load_trap_table
     mov eax, offset word_plainfaults
     call command_line_has
     test eax, eax
-    jnz .Ltraps_plain
+    jnz traps_open_cpu
     mov eax, VMASST_TYPE_xenlite_fault_address
     call port_enable_assist
     test eax, eax
-    js .Ltraps_plain
+    js traps_open_cpu
     mov byte ptr [traps_has_fault_address], 1
+
+# Register the handlers on this processor.
+traps_open_cpu:
+    mov eax, offset trap_table
+    call port_load_trap_table
+    cmp byte ptr [traps_has_fault_address], 0
+    je .Ltraps_plain
     mov eax, offset trap_table_fault_address
     jmp port_load_trap_table
 .Ltraps_plain:
@@ -103,7 +109,6 @@ TRAP_STUB int3
 TRAP_STUB overflow
 TRAP_STUB bounds
 TRAP_STUB invalid_op
-TRAP_STUB no_device
 TRAP_STUB_WITH_ERROR invalid_tss
 TRAP_STUB_WITH_ERROR no_segment
 TRAP_STUB_WITH_ERROR stack_error
@@ -111,6 +116,20 @@ TRAP_STUB_WITH_ERROR gp_fault
 TRAP_STUB copro_error
 TRAP_STUB_WITH_ERROR alignment_check
 TRAP_STUB simd_error
+
+# The first use of the FPU in a turn, or a mistake of the kernel, which uses none.
+trap_no_device:
+    push 0
+    push TRAP_no_device
+    TRAP_ENTER
+    mov ebx, esp
+    mov ecx, [ebx + FRAME_CS]
+    and ecx, SELECTOR_RPL
+    cmp ecx, SELECTOR_RPL
+    mov eax, TRAP_no_device
+    jne trap_fatal
+    call fpu_trap
+    jmp trap_return
 
 # An exception that nothing handles: it ends the program or the kernel.
 trap_enter:
@@ -127,30 +146,108 @@ page_fault_plain:
 # A page fault: [esp] = address, [esp + 4] = error code, then eip, cs, eflags [, esp, ss].
 page_fault:
     TRAP_ENTER
-    mov eax, [esp + FRAME_WORD]
-    mov edx, [esp + FRAME_ERROR]
-    call memory_page_fault
-    test eax, eax
-    jnz .Lpage_fault_fatal
-    TRAP_LEAVE
-.Lpage_fault_fatal:
     mov ebx, esp
+    mov ecx, [ebx + FRAME_CS]
+    and ecx, SELECTOR_RPL
+    cmp ecx, SELECTOR_RPL
+    jne .Lpage_fault_kernel
+    call kernel_enter
+    mov eax, [ebx + FRAME_WORD]
+    mov edx, [ebx + FRAME_ERROR]
+    call fault_repair
+    call kernel_leave
+    test eax, eax
+    jz trap_return
+    cmp eax, FAULT_NO_MEMORY
     mov eax, TRAP_page_fault
-    # and on
+    jne trap_fatal
+    # Out of memory: the end of whoever it is, but for process 1, which all others need.
+    mov edx, SIGKILL
+    call process_current
+    cmp eax, [process_init]
+    jne process_fail
+    call kernel_enter
+    call process_wait_for_memory
+    call kernel_leave
+    jmp trap_return
 
-# End whoever made the fault. In: eax = vector, ebx = frame. Never returns.
+# The kernel itself: only where it copies from or to a program, and so holds kernel_lock.
+.Lpage_fault_kernel:
+    mov eax, [ebx + FRAME_EIP]
+    call fault_is_expected
+    mov eax, TRAP_page_fault
+    jnc trap_fatal
+    mov eax, [ebx + FRAME_WORD]
+    mov edx, [ebx + FRAME_ERROR]
+    call fault_repair
+    test eax, eax
+    jz .Lpage_fault_repaired
+    mov dword ptr [ebx + FRAME_EIP], offset user_copy_failed
+.Lpage_fault_repaired:
+    TRAP_LEAVE
+
+# Go back to a program. In: ebx = the frame, and esp too; kernel_lock is not held. On the way: a
+# process that was killed ends, and one whose turn is over lets another run.
+trap_return:
+    CPU esi
+    mov eax, [esi + CPU_CURRENT]
+    cmp dword ptr [eax + PROCESS_KILLED], 0
+    jne trap_return_killed
+    cmp byte ptr [esi + CPU_RESCHEDULE], 0
+    jne .Lreturn_turn_is_over
+    TRAP_LEAVE
+.Lreturn_turn_is_over:
+    call schedule_yield
+    jmp trap_return                 # on another processor, perhaps
+trap_return_killed:
+    call port_unmask_events
+    call kernel_enter
+    call process_current
+    mov eax, [eax + PROCESS_KILLED]
+    jmp process_exit
+
+# End whoever made an exception. In: eax = vector, ebx = frame. Never returns.
 trap_fatal:
     mov ecx, [ebx + FRAME_CS]
     and ecx, SELECTOR_RPL
     cmp ecx, SELECTOR_RPL
-    je process_kill
+    mov edx, [trap_signals + eax * 4]
+    je process_fail
     mov esi, eax
+    mov dword ptr [console_lock], 0 # it may be what the exception has interrupted
     PRINT "guestos: panic: "
     mov eax, esi
     call trap_print
     call trap_print_registers
     mov eax, SHUTDOWN_crash
     jmp port_shutdown
+
+# End the current process for an exception, and say so in one line. In: eax = vector, edx = signal,
+# ebx = frame. Never returns.
+process_fail:
+    mov esi, eax
+    mov edi, edx
+    call port_unmask_events
+    call kernel_enter
+    PRINT "process "
+    call process_current
+    mov ebp, eax
+    mov eax, [ebp + PROCESS_ID]
+    call print_decimal
+    PRINT " ("
+    lea eax, [ebp + PROCESS_NAME]
+    call print
+    PRINT "): killed: "
+    cmp edi, SIGKILL
+    je .Lfail_no_memory
+    mov eax, esi
+    call trap_print
+    jmp .Lfail_exit
+.Lfail_no_memory:
+    PRINT "out of memory\n"
+.Lfail_exit:
+    mov eax, edi
+    jmp process_exit
 
 # Xen could not load a selector that a return asked for. Frame: ds, es, fs, gs, eip, cs, eflags ...
 # The kernel's own selectors never change, so this was a program's doing.
@@ -164,6 +261,7 @@ trap_failsafe:
 panic_refused:
     mov ebx, eax
     mov esi, edx
+    mov dword ptr [console_lock], 0
     PRINT "guestos: panic: Xen refused "
     mov eax, esi
     call print
@@ -241,6 +339,11 @@ trap_table:
 trap_table_fault_address:
     TRAP_TABLE_ENTRY TRAP_page_fault, TI_FAULT_ADDRESS, page_fault
     TRAP_TABLE_ENTRY 0, 0, 0
+
+# What waitpid says of a program that made the exception.
+trap_signals:
+    .long SIGFPE, SIGTRAP, SIGSEGV, SIGTRAP, SIGSEGV, SIGSEGV, SIGILL, SIGFPE, SIGSEGV, SIGFPE
+    .long SIGSEGV, SIGBUS, SIGBUS, SIGSEGV, SIGSEGV, SIGSEGV, SIGFPE, SIGBUS, SIGBUS, SIGFPE
 
 trap_names:
     .long .Ltrap0, .Ltrap1, .Ltrap2, .Ltrap3, .Ltrap4, .Ltrap5, .Ltrap6, .Ltrap7, .Ltrap8, .Ltrap9

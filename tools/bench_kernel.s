@@ -621,7 +621,8 @@ user_loop:
 
 # -- events and turns --------------------------------------------------------------------------
 
-# Map shared_info, let only the port in eax through, and take its upcalls; events stay masked.
+# Map shared_info, let only the port in eax through, and take its upcalls, that of an event which
+# has come already included; events stay masked.
 open_events:
     push eax
     mov ecx, [start_info]
@@ -639,9 +640,12 @@ open_events:
     shl eax, cl
     not eax
     mov [SHARED + SHARED_INFO_EVTCHN_MASK], eax
-    mov dword ptr [PENDING], 0
-    mov dword ptr [SELECTOR], 0
-    mov byte ptr [UPCALL_PENDING], 0
+    not eax
+    and [PENDING], eax
+    setnz al
+    movzx eax, al
+    mov [SELECTOR], eax
+    mov [UPCALL_PENDING], al
     mov ebx, FLAT_KERNEL_CS
     mov ecx, offset take_event
     mov edx, FLAT_KERNEL_CS
@@ -652,11 +656,18 @@ open_events:
     CHECKED vcpu_op
     ret
 
-# The upcall: forget what is pending, count.
-take_event:
+# The same, and forget what has come.
+open_fresh_events:
+    call open_events
+forget_events:
     mov byte ptr [UPCALL_PENDING], 0
     mov dword ptr [SELECTOR], 0
     mov dword ptr [PENDING], 0
+    ret
+
+# The upcall: forget what is pending, count.
+take_event:
+    call forget_events
     inc dword ptr [CAME]
     HYPERCALL_IRET
 
@@ -685,7 +696,7 @@ prepare_event_self:
     mov ecx, offset request
     CHECKED event_channel_op
     mov eax, [request + EVTCHN_BIND_IPI_PORT]
-    jmp open_events
+    jmp open_fresh_events
 run_event_self:
     LOOP
     mov ebx, EVTCHNOP_send
@@ -723,7 +734,7 @@ prepare_event_echo:
     mov ecx, offset request
     CHECKED event_channel_op
     mov eax, [request + EVTCHN_BIND_INTERDOMAIN_LOCAL_PORT]
-    call open_events
+    call open_fresh_events          # a port is pending from its birth
 echo_next:
     call send_event
     call await_event
@@ -737,7 +748,7 @@ prepare_block_timer:
     mov ecx, offset request
     CHECKED event_channel_op
     mov eax, [request + EVTCHN_BIND_VIRQ_PORT]
-    jmp open_events
+    jmp open_fresh_events
 run_block_timer:
     LOOP
     mov ebx, 1

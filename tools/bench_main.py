@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tools.bench_measure import bench, measure_start
+from tools.bench_measure import bench, host, measure_start
 from tools.bench_sharing import (
     Fairness,
     Idle,
@@ -30,8 +30,6 @@ from tools.bench_sharing import (
     measure_wake_ups,
 )
 from tools.bench_tracing import Traced, measure_tracing
-from xenlite.machine.engine import library
-from xenlite.machine.selftest import capabilities
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 START: Final = "start"
@@ -108,6 +106,8 @@ PROCESSOR: Final = {
 }
 """Loops, with their instructions."""
 SHARING: Final = (WAKE_UP, IDLE, FAIRNESS)
+GROUPS: Final = {"guestos": "tools.bench_guestos", "rings": "tools.bench_rings"}
+"""First words that stand for a bench with a command line of its own, a module with ``main``."""
 NAMES: Final = (*(operation.name for operation in OPERATIONS), *PROCESSOR, *SHARING, TRACING, START)
 
 
@@ -220,25 +220,10 @@ def _tracing(rounds: int, round_ns: float) -> list[Traced]:
 def _start(rounds: int) -> StartResult:
     measure_start(START_CONFIG)  # untimed: compiles Python files, assembles the kernel
     starts = [measure_start(START_CONFIG) for _ in range(rounds)]
-    first_lines = [start.first_line_ms for start in starts]
+    first_lines = [start.seen_ms for start in starts]
     processor = median(start.processor_ms for start in starts)
     resident = max(start.resident_mb for start in starts)
     return StartResult(median(first_lines), min(first_lines), processor, resident)
-
-
-def host() -> str:
-    """Say what the figures were made on."""
-    processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            processor = line.partition(":")[2].strip()
-            break
-    version = library().version
-    state = "live" if capabilities().live_state else "copied"
-    return (
-        f"{processor}, Python {platform.python_version()},"
-        f" Unicorn {version >> 24}.{version >> 16 & 255}.{version >> 8 & 255}, {state} state"
-    )
 
 
 def table(report: Report) -> str:
@@ -324,15 +309,19 @@ def _missed(value: float, bar: float) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if words and words[0] in GROUPS:
+        status: int = import_module(GROUPS[words[0]]).main(words[1:])
+        return status
     parser = argparse.ArgumentParser(
         prog="tools/bench",
         description="Time operations of the hypervisor; * marks a bar that is missed.",
-        epilog=f"names: {', '.join(NAMES)}",
+        epilog=f"names: {', '.join(NAMES)}; benches of their own: {', '.join(GROUPS)} --help",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to time (default: all)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--rounds", type=int, default=11, help="how often (default: %(default)s)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(words)
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:
         parser.error(f"no such operation: {', '.join(unknown)}")

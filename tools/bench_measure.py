@@ -8,12 +8,13 @@ others do on a busy host then costs little. The start of a process is timed by t
 from __future__ import annotations
 
 import os
+import platform
 import re
 import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from xenlite.errors import PeerError
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine import engine as uc
 from xenlite.machine.memory import PAGE_SIZE, MachineMemory
+from xenlite.machine.selftest import capabilities
 from xenlite.toolstack.domain_config import DomainConfig
 from xenlite.toolstack.lifecycle import Guest
 from xenlite.trace_format import read
@@ -205,28 +207,43 @@ def bench(*, records: bool = False) -> Iterator[Bench]:
         made.close()
 
 
+def host() -> str:
+    """Say what figures are made on."""
+    processor = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            processor = line.partition(":")[2].strip()
+            break
+    version = uc.library().version
+    state = "live" if capabilities().live_state else "copied"
+    return (
+        f"{processor}, Python {platform.python_version()},"
+        f" Unicorn {version >> 24}.{version >> 16 & 255}.{version >> 8 & 255}, {state} state"
+    )
+
+
 # -- a whole process -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What it took to come to a guest's first line."""
+    """What it took to come to what was waited for on a guest's console."""
 
-    first_line_ms: float
+    seen_ms: float
     processor_ms: float
     resident_mb: float
 
 
-def measure_start(config: Path) -> Start:
-    """Run `xenlite run CONFIG` in a process of its own until its guest has nothing more to say.
+def measure_start(config: Path, words: Sequence[str] = (), until: bytes = b"\n") -> Start:
+    """Run `xenlite run CONFIG WORDS` in a process of its own until its guest is quiet.
 
-    Time runs from before the process is made to the guest's first whole line, by the wall's clock
-    and by what the process had of a processor; memory is the most that was resident (VmHWM) when
-    the guest had been quiet for a while. Compiled Python files are used and kept, as in an
+    Time runs from before the process is made until the guest has written ``until``, by the wall's
+    clock and by what the process had of a processor; memory is the most that was resident (VmHWM)
+    when the guest had been quiet for a while. Compiled Python files are used and kept, as in an
     installed package.
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    command = [str(Path(sys.executable).with_name("xenlite")), "run", str(config)]
+    command = [str(Path(sys.executable).with_name("xenlite")), "run", str(config), *words]
     with tempfile.TemporaryFile() as complaints:
         started = perf_counter_ns()
         process = subprocess.Popen(
@@ -239,13 +256,13 @@ def measure_start(config: Path) -> Start:
         try:
             assert process.stdout is not None
             text = b""
-            while b"\n" not in text:
+            while until not in text:
                 piece = os.read(process.stdout.fileno(), 4096)
                 if not piece:
                     complaints.seek(0)
                     raise RuntimeError(f"{' '.join(command)}: {complaints.read().decode()}")
                 text += piece
-            first_line = perf_counter_ns() - started
+            seen = perf_counter_ns() - started
             processor = _processor_ns(process.pid)
             while select.select([process.stdout], [], [], _QUIET_S)[0]:
                 if not os.read(process.stdout.fileno(), 4096):
@@ -256,7 +273,7 @@ def measure_start(config: Path) -> Start:
             process.communicate()
     kilobytes = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
     assert kilobytes is not None, status
-    return Start(first_line / 1e6, processor / 1e6, int(kilobytes[1]) * 1024 / 1e6)
+    return Start(seen / 1e6, processor / 1e6, int(kilobytes[1]) * 1024 / 1e6)
 
 
 def _processor_ns(pid: int) -> int:

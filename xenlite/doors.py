@@ -8,7 +8,7 @@ either kind belongs to one domid, and acts with that domain's rights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -138,6 +138,21 @@ class GrantMapping(Protocol):
     def write_u32(self, offset: int, value: int) -> None:
         """Write one aligned little-endian word (a ring index)."""
 
+    def view(self, offset: int, size: int) -> memoryview:
+        """Return the bytes themselves, for I/O; say ``wrote`` after writing into them."""
+
+    def wrote(self) -> None:
+        """Keep translated code right after writes through a view. On the main thread."""
+
+
+class GrantedPages(Protocol):
+    """Granted pages of one transfer, pinned together. Offsets and sizes in bytes."""
+
+    writable: bool
+
+    def views(self, pieces: Sequence[tuple[int, int]]) -> list[memoryview]:
+        """Return (offset, size) of each page, the bytes themselves; the unpin looks after them."""
+
 
 class Link(Protocol):
     """What a backend may do, as domain ``domid``. Every method raises ``Refused``."""
@@ -149,6 +164,12 @@ class Link(Protocol):
 
     def unmap_grant(self, mapping: GrantMapping) -> None:
         """Give the page back; the mapping may not be used again."""
+
+    def pin_grants(self, granter: int, refs: Sequence[int], *, writable: bool) -> GrantedPages:
+        """Pin the pages that ``granter`` offers under ``refs`` for one transfer, all or none."""
+
+    def unpin_grants(self, pages: GrantedPages) -> None:
+        """Give them back, on the main thread; they may not be used again."""
 
     def bind_interdomain(self, remote: int, remote_port: int) -> int:
         """Join ``remote``'s unbound port; return the local port."""
@@ -164,6 +185,12 @@ class Link(Protocol):
 
     def defer(self, work: Callable[[], None]) -> None:
         """Run ``work`` once, soon, outside any trap. Callable from any thread."""
+
+    def now_ns(self) -> int:
+        """Read the machine's monotonic clock."""
+
+    def call_at(self, deadline_ns: int, work: Callable[[], None]) -> None:
+        """Run ``work`` once, outside any trap, when the machine's clock has come so far."""
 
 
 class Control(Protocol):

@@ -359,6 +359,8 @@ class Hypervisor:
                 return clock.monotonic_ns()
             if domain.current is not vcpu:
                 guest.make_current(vcpu)
+            if domain.grants.written_elsewhere:
+                domain.grants.forget_code()
             vcpu.runstate.enter(RUNSTATE_running, started_ns)
             vcpu.timers.go_on(started_ns)
             publish_time(vcpu, self._time, started_ns)

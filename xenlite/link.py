@@ -8,16 +8,17 @@ domain at the port's other end: asking a backend for work gives nobody more than
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from xenlite.abi.x86_32p import EINVAL, ESRCH
-from xenlite.core.grant import MappedGrant
+from xenlite.core.maptrack import MappedGrant, PinnedPages
 from xenlite.errors import Refused
+from xenlite.machine.timers import Timer
 
 if TYPE_CHECKING:
     from xenlite.core.domain import Domain
-    from xenlite.doors import GrantMapping
+    from xenlite.doors import GrantedPages, GrantMapping
     from xenlite.hypervisor import Hypervisor
 
 
@@ -34,13 +35,23 @@ class LinkDoor:
 
     def map_grant(self, granter: int, ref: int, *, writable: bool) -> MappedGrant:
         """Map the page that ``granter`` offers to this domain under ``ref``."""
-        return self._peer(granter).grants.map(ref, self.domid, writable=writable)
+        return self._domain.maptrack.map(self._peer(granter).grants, ref, writable=writable)
 
     def unmap_grant(self, mapping: GrantMapping) -> None:
         """Give the page back; the mapping may not be used again."""
         if not isinstance(mapping, MappedGrant):
             raise Refused(EINVAL, "grants.not-mapped")
-        mapping.table.unmap(mapping)
+        self._domain.maptrack.unmap(mapping)
+
+    def pin_grants(self, granter: int, refs: Sequence[int], *, writable: bool) -> PinnedPages:
+        """Pin the pages that ``granter`` offers under ``refs`` for one transfer, all or none."""
+        return self._domain.maptrack.pin(self._peer(granter).grants, refs, writable=writable)
+
+    def unpin_grants(self, pages: GrantedPages) -> None:
+        """Give them back; they may not be used again."""
+        if not isinstance(pages, PinnedPages):
+            raise Refused(EINVAL, "grants.not-mapped")
+        self._domain.maptrack.unpin(pages)
 
     def bind_interdomain(self, remote: int, remote_port: int) -> int:
         """Join ``remote``'s unbound port; return the local port."""
@@ -63,6 +74,14 @@ class LinkDoor:
     def defer(self, work: Callable[[], None]) -> None:
         """Run ``work`` once, soon, outside any trap. Callable from any thread."""
         self._hypervisor.defer(work)
+
+    def now_ns(self) -> int:
+        """Read the machine's monotonic clock."""
+        return self._hypervisor.machine.clock.monotonic_ns()
+
+    def call_at(self, deadline_ns: int, work: Callable[[], None]) -> None:
+        """Run ``work`` once, outside any trap, when the machine's clock has come so far."""
+        self._hypervisor.machine.timers.arm(Timer(work), deadline_ns)
 
     def _pending(self, port: int) -> None:
         if port in self._handlers and port not in self._queued:

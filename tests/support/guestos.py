@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +22,21 @@ LIMIT_S = 20
 MIB = 1 << 20
 END_OF_TIME_NS = 1 << 62
 HOLE = 0xF5800000
+LOOKS = 200
+NAP = "sleep 0.02"
+
+
+def lines(answer: str) -> list[str]:
+    """Divide what a command printed."""
+    return answer.removesuffix("\n").split("\n") if answer else []
+
+
+def ramdisk() -> dict[str, int]:
+    """Return the files of the RAM disk that dom.yaml names, with their sizes."""
+    archive = load(ROOT / DOM, []).ramdisk
+    assert archive is not None
+    with tarfile.open(archive) as tar:
+        return {entry.name: entry.size for entry in tar}
 
 
 class Machine:
@@ -51,13 +67,49 @@ class Machine:
         return before
 
     def command(self, line: str) -> str:
-        """Type a line at the prompt; return what is shown up to the next prompt."""
+        """Type a line at the prompt; return what is shown behind it, up to the next prompt."""
         self.type(line + "\r")
+        self.wait_for("\n")  # a long line is drawn several times, each time behind the prompt
         return self.wait_for(PROMPT)
 
     def type(self, keys: str) -> None:
         assert self.guest.console is not None
         self.guest.console.feed(keys.encode())
+
+    def status(self, line: str) -> int:
+        """Type a line that runs a command; return the status that it leaves."""
+        self.command(line)
+        return int(self._answer("echo $?")[-1])
+
+    def memory(self) -> dict[str, int]:
+        """Ask how memory is used: what each count of `mem` says."""
+        return {name: int(count) for name, count in map(str.split, self._answer("mem"))}
+
+    def processes(self) -> dict[int, str]:
+        """Ask for the processes but the one that answers: names by id."""
+        rows = [line.split() for line in self._answer("ps")[1:]]
+        return {int(row[0]): row[-1] for row in rows if row[-1] != "ps"}
+
+    def _answer(self, line: str) -> list[str]:
+        """Type a line; return what is shown, without news of jobs."""
+        return [each for each in self.command(line).splitlines() if not each.startswith("[")]
+
+    def process_named(self, name: str) -> int:
+        """Run until one process has the name; return its id."""
+        for _ in range(LOOKS):
+            found = [key for key, each in self.processes().items() if each == name]
+            if len(found) == 1:
+                return found[0]
+            self.command(NAP)
+        raise AssertionError(f"not one {name} among {self.processes()}")
+
+    def wait_for_quiet(self) -> None:
+        """Run until the shell is the only process."""
+        for _ in range(LOOKS):
+            if list(self.processes().values()) == ["sh"]:
+                return
+            self.command(NAP)
+        raise AssertionError(f"processes are left: {self.processes()}")
 
     def wait_for_end(self) -> int | None:
         """Run until the domain has ended; return the reason."""

@@ -224,7 +224,9 @@ class RingGuest(Guest):
         domain, hypervisor = self.domain, self.hypervisor
         entry = hypervisor._guests[domain.domid]
         entry.slice_blocks = _BLOCKS
-        domain.current.state = VcpuState.RUNNABLE  # whatever it waits for has come
+        # Whatever it waits for has come.
+        domain.events.end_poll(domain.current.id)
+        domain.current.state = VcpuState.RUNNABLE
         hypervisor._run_slice(entry, domain.current, hypervisor.machine.clock.monotonic_ns())
         crash = hypervisor.crashes.get(domain.domid)
         if crash is not None:

@@ -36,6 +36,7 @@ from tests.support.domains import (
     entry,
     flat,
 )
+from xenlite.abi.codec import Structure
 from xenlite.abi.x86_32p import (
     DOMID_IO,
     DOMID_SELF,
@@ -55,6 +56,18 @@ from xenlite.abi.x86_32p import (
     MMUEXT_UNPIN_TABLE,
     UVMF_INVLPG,
     UVMF_TLB_FLUSH,
+    GNTMAP_contains_pte,
+    GNTMAP_host_map,
+    GNTMAP_readonly,
+    GnttabCopy,
+    GnttabMapGrantRef,
+    GNTTABOP_copy,
+    GNTTABOP_map_grant_ref,
+    GNTTABOP_unmap_and_replace,
+    GNTTABOP_unmap_grant_ref,
+    GnttabUnmapAndReplace,
+    GnttabUnmapGrantRef,
+    HYPERVISOR_grant_table_op,
     HYPERVISOR_memory_op,
     HYPERVISOR_mmu_update,
     HYPERVISOR_mmuext_op,
@@ -70,8 +83,8 @@ from xenlite.abi.x86_32p import (
     XenMemoryExchange,
     XenMemoryReservation,
 )
-from xenlite.core.grant import MappedGrant
 from xenlite.core.hole import HOLE_SLOT, HOLE_START
+from xenlite.core.maptrack import MappedGrant
 from xenlite.errors import DomainCrash, Refused
 from xenlite.hypercalls import table
 from xenlite.hypercalls.restart import Handler, Restart
@@ -142,6 +155,7 @@ class Fuzz:
             "multicall": self._multicall,
             "grant": self._grant,
             "unmap_grant": self._unmap_grant,
+            "grant_maps": self._grant_maps,
             "preempt": self._preempt,
             "die": self._die,
         }
@@ -149,7 +163,7 @@ class Fuzz:
     def close(self) -> None:
         """End the world, which must be possible in any state."""
         for mapping in self._mappings:
-            mapping.table.unmap(mapping)
+            self.world.dom0.maptrack.unmap(mapping)
         self._mappings.clear()
         self.world.close()
 
@@ -187,7 +201,7 @@ class Fuzz:
             for page, (mfn, writable) in guest.engine.cached.items():
                 if page << 12 >= HOLE_START:
                     continue
-                if frames.owner[mfn] != domid:
+                if frames.owner[mfn] != domid and not _is_granted(guest, mfn, writable=writable):
                     raise Broken(f"page {page:#x} of domain {domid} still reaches mfn {mfn:#x}")
                 if writable and frames.kind[mfn] in _CLOSED:
                     raise Broken(f"page {page:#x} of domain {domid} still writes mfn {mfn:#x}")
@@ -548,17 +562,85 @@ class Fuzz:
             grants.seed(ref, draw.pick((0, 0, 0, 1)), self._frame(guest, draw) & 0xFFFFFFFF)
         before = self._state()
         try:
-            self._mappings.append(grants.map(ref, 0, writable=bool(draw.below(2))))
+            writable = bool(draw.below(2))
+            mapping = self.world.dom0.maptrack.map(grants, ref, writable=writable)
+            self._mappings.append(mapping)
         except Refused as refused:
             if self._state() != before:
                 raise Broken(f"{refused} left traces") from refused
             return -refused.errno
         return 0
 
+    def _grant_maps(self, guest: Guest, draw: Draw) -> int:
+        """Map, unmap, replace or copy what another guest offers, which may just have changed it."""
+        granter = draw.pick(self._guests)
+        ref, domid = draw.below(_GRANT_REFS), granter.domain.domid
+        if draw.below(2):
+            to = guest.domain.domid if draw.below(8) else 0
+            granter.domain.grants.seed(ref, to, self._frame(granter, draw) & 0xFFFFFFFF)
+        choice = draw.below(8)
+        by_pte = choice < 4 and not draw.below(3)
+        flags = draw.pick((GNTMAP_host_map, GNTMAP_host_map, 3, 1)) | draw.pick(
+            (0, GNTMAP_readonly)
+        )
+        host = self._vaddr(draw)
+        if by_pte:
+            flags |= GNTMAP_contains_pte
+            host = self._frame(guest, draw) * PAGE + self._slot(draw) * 8 + draw.pick((0, 0, 0, 4))
+        handle = draw.below(12)
+        operation: Structure
+        if choice < 4:
+            command = GNTTABOP_map_grant_ref
+            operation = GnttabMapGrantRef(host, flags, ref, domid, 0, 0, 0)
+        elif choice < 6:
+            command = GNTTABOP_unmap_grant_ref
+            live = self._host_address(guest, handle)
+            at = host if live is None or not draw.below(4) else live
+            operation = GnttabUnmapGrantRef(at, draw.pick((0, 0, 1 << 12)), handle, 0)
+        elif choice == 6:
+            command = GNTTABOP_unmap_and_replace
+            at = self._host_address(guest, handle) or host
+            operation = GnttabUnmapAndReplace(at, self._vaddr(draw), handle, 0)
+        else:
+            command = GNTTABOP_copy
+            sides = [
+                (ref, domid, draw.pick((0, 4000)))
+                if draw.below(2)
+                else (self._frame(guest, draw) & 0xFFFFFFFF, DOMID_SELF, draw.pick((0, 9)))
+                for _ in range(2)
+            ]
+            operation = GnttabCopy(*sides[0], *sides[1], draw.pick((8, 96)), draw.below(4), 0)
+        at = guest.place(operation.pack())
+        result = self._call(guest, HYPERVISOR_grant_table_op, command, at, 1)
+        return result or -self._status_differs(guest, at, operation)
+
+    @staticmethod
+    def _status_differs(guest: Guest, at: int, operation: Structure) -> int:
+        """Tell whether an operation has failed; 0 where its list is gone, which it may map over."""
+        try:
+            answer = guest.domain.guest_memory.read(at, len(operation.pack()))
+        except Refused:
+            return 0
+        return int(getattr(type(operation).unpack(answer), "status", 0) < 0)
+
+    @staticmethod
+    def _host_address(guest: Guest, handle: int) -> int | None:
+        """Find where a live handle is mapped among the addresses that are tried."""
+        try:
+            mfn = guest.domain.maptrack.find(handle).mfn
+        except Refused:
+            return None
+        for pfn in (*WORKSHOP, L3_PFN, L2_PFN, *L1_PFNS):
+            slot = guest.domain.paging.slot_of(guest.vaddr(pfn))
+            entry_there = guest.world.machine.memory.m64[slot] if slot is not None else 0
+            if entry_there & 1 and entry_there >> 12 & 0xFFFFF == mfn:
+                return guest.vaddr(pfn)
+        return None
+
     def _unmap_grant(self, _guest: Guest, draw: Draw) -> int:
         if self._mappings:
             mapping = self._mappings.pop(draw.below(len(self._mappings)))
-            mapping.table.unmap(mapping)
+            self.world.dom0.maptrack.unmap(mapping)
         return 0
 
     def _preempt(self, guest: Guest, draw: Draw) -> int:
@@ -589,6 +671,14 @@ class Fuzz:
         return 0
 
 
+def _is_granted(guest: Guest, mfn: int, *, writable: bool) -> bool:
+    """Tell whether a grant lets the guest reach a frame of another domain in that way."""
+    return any(
+        frame == mfn and (may_write or not writable)
+        for _, _, frame, may_write in guest.domain.maptrack.pins()
+    )
+
+
 def _is_whole(number: int, arguments: Sequence[int]) -> bool:
     """Tell whether a call does all or nothing: a list of one, or no list."""
     if number in (HYPERVISOR_mmu_update, HYPERVISOR_mmuext_op):
@@ -612,6 +702,7 @@ WEIGHTS: Mapping[str, int] = {
     "multicall": 3,
     "grant": 3,
     "unmap_grant": 3,
+    "grant_maps": 12,
     "preempt": 5,
     "die": 1,
 }

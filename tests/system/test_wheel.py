@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `pip install` brings: guestos with its kernel assembled, so that nothing is left to do."""
+"""What `pip install` brings: guestos, its kernel and its programs, all of it built."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -27,26 +27,36 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "site"
 
 
-def test_the_wheel_holds_guestos_and_its_kernel(installed: Path) -> None:
+def test_the_wheel_holds_guestos_its_kernel_and_its_programs(installed: Path) -> None:
     guestos = installed / "xenlite/share/guestos"
     shipped = {path.name for path in guestos.iterdir()}
     assert {path.name for path in (ROOT / "guestos").iterdir()} <= shipped
     assert (guestos / "include/xen_abi.inc").is_file()
     assert len(list(guestos.glob("main-*.elf"))) == 1
+    (programs,) = guestos.glob("programs-*.tar")
+    with tarfile.open(programs) as archive:
+        assert {"bin/sh", "bin/primes", "README"} <= set(archive.getnames())
 
 
-def test_the_shipped_kernel_boots_without_an_assembler(installed: Path, tmp_path: Path) -> None:
+def test_what_is_shipped_boots_without_an_assembler_and_a_compiler(
+    installed: Path, tmp_path: Path
+) -> None:
     cache = tmp_path / "cache"
     command = [sys.executable, "-m", "xenlite.cli.main", "run"]
     done = subprocess.run(
         [*command, str(installed / "xenlite/share/guestos/dom.yaml"), "cmdline=autohalt"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(installed), "XDG_CACHE_HOME": str(cache)},
+        env={
+            "PATH": str(tmp_path),
+            "HOME": str(tmp_path),
+            "PYTHONPATH": str(installed),
+            "XDG_CACHE_HOME": str(cache),
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         timeout=LIMIT_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert b"ring 3: hello" in done.stdout
+    assert b"hello from ring 3" in done.stdout
     assert not cache.exists()

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from random import Random
 
 import pytest
 
-from tools import bench_main
+from tools import bench_main, bench_rings
 from tools.bench_main import (
     IDLE_DOMAINS,
     NAMES,
@@ -20,6 +22,7 @@ from tools.bench_main import (
     table,
 )
 from tools.bench_measure import KERNEL, PARTNERS, bench, times_of_round
+from xenlite.abi.x86_32p import BLKIF_OP_READ
 
 A_FEW_NS = 5_000
 A_WHILE_NS = 50_000_000
@@ -74,3 +77,29 @@ def test_the_start_of_a_process_is_measured(capsys: pytest.CaptureFixture[str]) 
     start = json.loads(capsys.readouterr().out)["start"]
     assert start["first_line_ms"] > 0
     assert start["resident_mb"] > 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["read", "4 KiB", "sequential", "depth 1"],
+        ["write", "44 KiB", "random", "depth 32", "indirect"],
+    ],
+)
+def test_rings_are_measured_their_sums_agree_and_they_are_shown(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench_main.main(["rings", "--scale", "0", "--rounds", "1", "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) >= 2
+    assert all(one["requests_per_s"] > 0 < one["floor_mb_per_s"] for one in found)
+
+
+def test_sums_that_differ_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = tmp_path / "disk.img"
+    image.write_bytes(Random(3).randbytes(bench_rings.IMAGE_BYTES))
+    case = bench_rings.Case(BLKIF_OP_READ, 1, 1)
+    bench_rings.check(case, image, 8)
+    monkeypatch.setattr(bench_rings, "places", lambda *_: [7] * 8)
+    with pytest.raises(AssertionError, match="in the guest"):
+        bench_rings.check(case, image, 8)

@@ -1787,15 +1787,9 @@ UNIMPLEMENTED_OPERATIONS: Final[dict[str, dict[int, str]]] = {
         28: "there are no device models",
     },
     "grant_table_op": {
-        0: "arrives with mappings between guests",
-        1: "arrives with mappings between guests",
         3: "Xen has it no more",
-        4: "arrives with mappings between guests",
-        5: "arrives with mappings between guests",
-        7: "arrives with mappings between guests",
+        4: "no kernel needs it where backends copy, and Xen can leave it out too",
         9: "it belongs to version 2",
-        11: "arrives with mappings between guests",
-        12: "processors of this kind keep their caches coherent",
     },
     "event_channel_op": {
         11: "the 2-level form is the only one",

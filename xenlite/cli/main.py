@@ -225,7 +225,10 @@ def _check(options: argparse.Namespace) -> int:
     from xenlite.toolstack.layout import plan
     from xenlite.toolstack.lifecycle import Guest
 
-    for path, config in load_all(options.words):
+    def note(text: str) -> None:
+        sys.stdout.write(f"{readable(text)}\n")
+
+    for path, config in load_all(options.words, note):
         guest = Guest(config)
         layout = plan(
             guest.image,

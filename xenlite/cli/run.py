@@ -17,35 +17,60 @@ from xenlite.errors import ConfigError, Fault
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from xenlite.toolstack.domain_config import DomainConfig
 
 ASSEMBLY_SUFFIXES = frozenset({".s", ".S"})
 
 
-def load(path: Path, overrides: list[str]) -> DomainConfig:
-    """Read a domain's file; a kernel given as assembly is assembled, or taken from the cache."""
+def load(
+    path: Path, overrides: list[str], note: Callable[[str], None] | None = None
+) -> DomainConfig:
+    """Read a domain's file, and build what it gives as sources, unless the cache has it.
+
+    These are a kernel in assembly and a directory of programs. ``note`` hears what is left out.
+    Raises ConfigError with the faults of both.
+    """
     from xenlite.toolstack.config import load
 
     config = load(path, overrides)
+    faults: list[Fault] = []
     if config.kernel.suffix in ASSEMBLY_SUFFIXES:
         from xenlite.devkit.kernel_cache import build_kernel
 
-        return replace(config, kernel=build_kernel(config.kernel))
+        try:
+            config = replace(config, kernel=build_kernel(config.kernel))
+        except ConfigError as error:
+            faults += error.faults
+    if config.ramdisk is not None and config.ramdisk.is_dir():
+        from xenlite.devkit.program_cache import build_archive
+
+        try:
+            archive = build_archive(config.ramdisk)
+        except ConfigError as error:
+            faults += error.faults
+        else:
+            if archive.left_out and note is not None:
+                note(f"{config.ramdisk}: no gcc -m32 here; left out: {', '.join(archive.left_out)}")
+            config = replace(config, ramdisk=archive.path)
+    if faults:
+        raise ConfigError(*faults)
     return config
 
 
-def load_all(words: Iterable[str]) -> list[tuple[Path, DomainConfig]]:
+def load_all(
+    words: Iterable[str], note: Callable[[str], None] | None = None
+) -> list[tuple[Path, DomainConfig]]:
     """Read the files of a command line, each with the ``key=value`` words that follow it.
 
-    Raises ConfigError with the faults of all of them.
+    ``note`` hears what is left out. Raises ConfigError with the faults of all of them.
     """
     configs: list[tuple[Path, DomainConfig]] = []
     faults: list[Fault] = []
     for path, overrides in _by_file(words):
         try:
-            configs.append((path, load(path, overrides)))
+            configs.append((path, load(path, overrides, note)))
         except ConfigError as error:
             faults += error.faults
     owners: dict[str, Path] = {}
@@ -74,7 +99,8 @@ def _by_file(words: Iterable[str]) -> list[tuple[Path, list[str]]]:
 
 def run(options: argparse.Namespace) -> int:
     """Run the domains of ``options.words``; return the exit status."""
-    configs = [config for _, config in load_all(options.words)]
+    left_out = _say if options.verbose else None
+    configs = [config for _, config in load_all(options.words, left_out)]
     names = [config.name for config in configs]
 
     from xenlite.cli.consoles import join

@@ -14,6 +14,7 @@ from xenlite.core.evtchn import EventChannels
 from xenlite.core.grant import GrantTable
 from xenlite.core.guest_memory import GuestMemory
 from xenlite.core.hole import Hole, M2pWindow
+from xenlite.core.maptrack import Maptrack
 from xenlite.core.paging import WORK_BUDGET, PageTables
 from xenlite.machine.tlb import Tlb
 
@@ -62,6 +63,7 @@ def assemble(
     domain.descriptors = Descriptors(domain)
     domain.events = EventChannels(domain)
     domain.grants = GrantTable(domain)
+    domain.maptrack = Maptrack(domain)
     peers[domid] = domain
     return domain
 
@@ -83,6 +85,7 @@ def take_apart(domain: Domain) -> None:
     domain.paging.release()
     while not domain.paging.drain():
         domain.paging.work_left = WORK_BUDGET
+    domain.maptrack.release()
     domain.grants.release()
     frames.put_writable(domain.shared_info_mfn)
     frames.drop_allocation(domain.shared_info_mfn)

@@ -78,16 +78,20 @@ class _Recount:
         self._kind = bytearray(count)
         self._type_count = [0] * count
         self._refs = list(machine.frames.allocated)
+        self._executable = [0] * count
         self._unread: list[int] = []
         self._problems: list[str] = []
+        # By table, entry and frame: how many read-only and how many writable pins are held.
+        self._pins: defaultdict[tuple[int, int, int], list[int]] = defaultdict(lambda: [0, 0])
         live = {domain.domid for domain in domains} | {DOMID_XEN}
         self._orphans = [mfn for owner in by_owner.keys() - live for mfn in by_owner[owner]]
 
     def problems(self) -> list[str]:
         """Return where the frame table and the references disagree."""
-        self._adopt_orphans()
+        self._check_orphans()
         for domain in self._domains:
             self._count_roots(domain)
+        self._compare_pins()
         while self._unread:
             self._count_table(self._unread.pop())
         self._compare()
@@ -113,18 +117,33 @@ class _Recount:
         self._use(domain.shared_info_mfn, FrameType.WRITABLE, f"shared_info of {who}")
         for mfn in domain.grants.mfns:
             self._use(mfn, FrameType.WRITABLE, f"the grant table of {who}")
-        for mfn, mappings, writers in domain.grants.mapped():
-            for _ in range(writers):
-                self._use(mfn, FrameType.WRITABLE, f"a granted mapping of {who}")
-            self._refs[mfn] += mappings - writers
+        for table, ref, mfn, writable in domain.maptrack.pins():
+            self._pins[id(table), ref, mfn][writable] += 1
+            if writable:
+                self._use(mfn, FrameType.WRITABLE, f"a grant used by {who}")
+            else:
+                self._refs[mfn] += 1
 
-    def _adopt_orphans(self) -> None:
-        """Count frames of dead domains as stored, if all that can hold them is a peer's mapping."""
+    def _compare_pins(self) -> None:
+        """Each entry in use has the pins that the domains hold of it, and no others."""
+        for domain in self._domains:
+            table = domain.grants
+            for ref, mfn, readers, writers in table.uses():
+                held = self._pins.pop((id(table), ref, mfn), [0, 0])
+                if held != [readers, writers]:
+                    self._problems.append(
+                        f"grant {ref} of domain {domain.domid} has pins {readers}, {writers}; "
+                        f"held are {held}"
+                    )
+        live = {id(domain.grants) for domain in self._domains}
+        for table_id, ref, mfn in self._pins:
+            if table_id in live:
+                self._problems.append(f"mfn {mfn:#x} is held by grant {ref}, which is not in use")
+
+    def _check_orphans(self) -> None:
+        """Frames of dead domains: all that may hold them is what peers have mapped."""
         frames = self._frames
         for mfn in self._orphans:
-            self._kind[mfn] = frames.kind[mfn]
-            self._type_count[mfn] = frames.type_count[mfn]
-            self._refs[mfn] = frames.refs[mfn]
             if frames.allocated[mfn] or frames.kind[mfn] not in _MAY_BE_WRITABLE:
                 self._problems.append(f"mfn {mfn:#x} outlives its domain {frames.owner[mfn]}")
 
@@ -168,6 +187,7 @@ class _Recount:
 
     def _count_l1(self, mfn: int, entries: tuple[int, ...]) -> None:
         refs, type_count, kind = self._refs, self._type_count, self._kind
+        executable = self._executable
         limit = self._frames.nr_frames
         for entry in entries:
             if entry & _PRESENT:
@@ -182,6 +202,8 @@ class _Recount:
                     type_count[target] += 1
                 else:
                     self._use(target, FrameType.WRITABLE, f"L1 {mfn:#x}")
+                if target < limit and not entry & _NX:
+                    executable[target] += 1
 
     def _compare(self) -> None:
         frames = self._frames
@@ -189,6 +211,7 @@ class _Recount:
             ("type", frames.kind, self._kind),
             ("type count", frames.type_count, self._type_count),
             ("reference count", frames.refs, self._refs),
+            ("count of executable mappings", frames.executable, self._executable),
         ):
             if stored != expected:
                 self._problems.extend(
@@ -226,6 +249,7 @@ class _Walk:
         self._level: dict[int, int] = {}  # every table met -> 3, 2 or 1
         self._l2_places: dict[int, tuple[int, int] | None] = {}  # where an L2 of a hole stands
         self._l1s: dict[int, dict[int, bool]] = {}  # per domain: L1 -> can it be written through
+        self._granted: dict[int, set[tuple[int, bool]]] = {}  # per domain: frame, and how
         self._segdesc: set[int] = set()
         self._pinned = machine.frames.pinned
         self._kind = machine.frames.kind
@@ -234,6 +258,8 @@ class _Walk:
         """Return what must not be reachable, and the tables that must not exist."""
         for domain in self._domains:
             self._l1s[domain.domid] = {}
+            pins = domain.maptrack.pins()
+            self._granted[domain.domid] = {(mfn, writable) for _, _, mfn, writable in pins}
             for vcpu in domain.vcpus:
                 self._segdesc.update(vcpu.gdt_frames, vcpu.ldt_frames.values())
             for l3 in self._address_spaces(domain):
@@ -311,9 +337,17 @@ class _Walk:
         entries = [entry for entry in self._entries(l1) if entry & _PRESENT]
         if reduce(or_, entries, 0) & _RESERVED[1]:
             self._problems.append(f"L1 {l1:#x} has an entry with forbidden bits")
-        reached = {entry >> PAGE_SHIFT & _MFN for entry in entries}
-        for mfn in reached - self._by_owner[domain.domid]:
-            self._problems.append(f"domain {domain.domid} can reach mfn {mfn:#x}, not its own")
+        foreign = [
+            entry
+            for entry in entries
+            if entry >> PAGE_SHIFT & _MFN not in self._by_owner[domain.domid]
+        ]
+        for entry in foreign:
+            mfn, writes = entry >> PAGE_SHIFT & _MFN, bool(entry & _WRITABLE)
+            if (mfn, writes) not in self._granted[domain.domid] or not entry & _NX:
+                self._problems.append(
+                    f"domain {domain.domid} can reach mfn {mfn:#x}, not its own, by {entry:#x}"
+                )
         if not writable:
             return
         written = {entry >> PAGE_SHIFT & _MFN for entry in entries if entry & _WRITABLE}

@@ -152,6 +152,7 @@ _OUTER_FRAME_WORDS: Final = 5
 # Traps that the stub may repeat. The rest of the faults may be ours to emulate, or change more.
 _SOFTWARE: Final = int(WayKind.SOFTWARE)
 _SAME_RING: Final = int(WayKind.SAME_RING)
+_MASKS_EVENTS: Final = int(WayKind.MASKS_EVENTS)
 _REPEATABLE: Final = {VECTOR_DE: 0, VECTOR_PF: int(WayKind.PAGE_FAULT)}
 _NO_SEGMENTS: Final = Segments(b"", 0, 0)  # none are loaded
 _KIND_OF_PREFIX: Final = (
@@ -338,7 +339,7 @@ class Bounce:
             esp >>= PAGE_SHIFT
             maddr &= ~_OFFSET
         if gate.masks_events:
-            kind |= WayKind.MASKS_EVENTS
+            kind |= _MASKS_EVENTS
         way = Way(
             entry_maddr=(l1 + index) * _ENTRY_SIZE,
             entry=entry,

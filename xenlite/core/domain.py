@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from xenlite.core.grant import GrantTable
     from xenlite.core.guest_memory import GuestMemory
     from xenlite.core.hole import Hole
+    from xenlite.core.maptrack import Maptrack
     from xenlite.core.paging import PageTables
     from xenlite.machine.machine import Machine
     from xenlite.machine.processor import Engine
@@ -72,6 +73,7 @@ class Domain:
         self.descriptors: Descriptors
         self.events: EventChannels
         self.grants: GrantTable
+        self.maptrack: Maptrack
 
     def shut_down(self, reason: int) -> None:
         """End the domain's run for a reason (SHUTDOWN_*); the first one counts."""

@@ -1,37 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Grants: pages that a domain offers to others, and what of them is mapped at the moment.
+"""Grants, the offering side: which pages a domain offers to whom, and which of them are in use.
 
 The domain writes its offers into a table that it shares with the hypervisor (version 1 entries:
 flags, domid, frame). The table begins as one frame; it grows when the domain asks, up to a limit,
-and never shrinks. Each entry is copied once, when it is first mapped, and the copy counts from then
+and never shrinks. Each entry is read once, when its first pin is taken, and that counts from then
 on: what the domain writes into a used entry changes nothing. While an entry is used, its
 GTF_reading bit is set, and GTF_writing while it is used for writing.
 
-Invariants:
+Whoever uses an entry holds a *pin* of it (``core/maptrack.py`` knows who). Invariants, which
+``core/audit.py`` recomputes from the holders:
 
-1. A live mapping holds a general reference on the frame, and a writable type reference if it may
-   write; ``core/audit.py`` counts them.
-2. ``_active`` holds exactly the entries with live mappings, with their numbers.
+1. A pin holds a general reference on the frame, and a writable type reference if it may write.
+2. ``_pins`` counts the pins of each entry: read-only ones, and above WRITER those that write.
 3. The table's frames are none of the domain's pages, and held writable: they can't be freed or
    become tables of another kind before the domain ends.
 
-A mapping outlives its granter: the frame stays until it is unmapped.
+A pin outlives its granter: the frame stays until the last one is given back.
 Source: public/grant_table.h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
     EACCES,
+    EAGAIN,
     EBUSY,
     EINVAL,
     ENOENT,
     ENOSPC,
+    ENXIO,
     SIZEOF_GRANT_ENTRY_V1,
     GTF_permit_access,
     GTF_reading,
@@ -40,6 +41,7 @@ from xenlite.abi.x86_32p import (
     GTF_writing,
 )
 from xenlite.errors import Refused
+from xenlite.machine.frames import WRITABLE
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -49,58 +51,12 @@ _ENTRY: Final = Struct("<HHI")
 assert _ENTRY.size == SIZEOF_GRANT_ENTRY_V1
 ENTRIES_PER_FRAME: Final = PAGE_SIZE // SIZEOF_GRANT_ENTRY_V1
 DEFAULT_MAX_FRAMES: Final = 64
-
-
-@dataclass(slots=True)
-class _Active:
-    """One entry as it was when it was first mapped, and how many mappings it has."""
-
-    to: int
-    mfn: int
-    readers: int = 0
-    writers: int = 0
-
-
-class MappedGrant:
-    """One mapping of a granted page (``doors.GrantMapping``); offsets and sizes in bytes."""
-
-    __slots__ = ("_memory", "_start", "domid", "is_live", "mfn", "ref", "table", "writable")
-
-    def __init__(self, table: GrantTable, ref: int, mfn: int, *, writable: bool) -> None:
-        self.table = table
-        self.domid = table.domid
-        self.ref = ref
-        self.mfn = mfn
-        self.writable = writable
-        self.is_live = True
-        self._memory = table.memory
-        self._start = mfn << PAGE_SHIFT
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Copy bytes out of the page."""
-        assert self.is_live, self.ref
-        assert 0 <= offset <= offset + size <= PAGE_SIZE, (offset, size)
-        start = self._start + offset
-        return bytes(self._memory.m8[start : start + size])
-
-    def write(self, offset: int, data: bytes) -> None:
-        """Copy bytes into the page; translated code of the guest stays right."""
-        assert self.is_live, self.ref
-        assert self.writable, self.ref
-        assert 0 <= offset <= offset + len(data) <= PAGE_SIZE, (offset, len(data))
-        self._memory.write(self._start + offset, data)
-
-    def read_u32(self, offset: int) -> int:
-        """Read one aligned little-endian word."""
-        assert self.is_live, self.ref
-        assert 0 <= offset < PAGE_SIZE, offset
-        assert not offset & 3, offset
-        return int(self._memory.m32[(self._start + offset) >> 2])
-
-    def write_u32(self, offset: int, value: int) -> None:
-        """Write one aligned little-endian word."""
-        assert not offset & 3, offset
-        self.write(offset, value.to_bytes(4, "little"))
+WRITER: Final = 1 << 32  # one writing pin; the read-only ones are counted below it
+_WORDS_SHIFT: Final = 10  # 32-bit words of a frame
+_FRAME_SHIFT: Final = 9  # entries of a frame
+_INDEX_MASK: Final = ENTRIES_PER_FRAME - 1
+_DOMID_SHIFT: Final = 16  # flags and domid are read as one word
+_DOMID_MASK: Final = 0xFFFF0000
 
 
 class GrantTable:
@@ -108,12 +64,20 @@ class GrantTable:
 
     def __init__(self, domain: Domain) -> None:
         self.domid = domain.domid
-        self.memory = domain.machine.memory
+        self._memory = domain.machine.memory
         self._frames = domain.machine.frames
-        self._active: dict[int, _Active] = {}
         self.max_frames = DEFAULT_MAX_FRAMES
         self.mfns: list[int] = []  # of the table, in the order of the entries
+        self._words: list[int] = []  # where each of them begins in ``memory.m32``
+        # Columns by entry; ``_to`` and ``_mfn`` count while the entry has a pin.
+        self._pins: list[int] = []
+        self._to: list[int] = []
+        self._mfn: list[int] = []
+        # By frame: how many page-table entries of other guests may write it.
+        self.written_elsewhere: dict[int, int] = {}
         self.grow(1)
+
+    # -- the table ----------------------------------------------------------------------------
 
     def grow(self, count: int) -> None:
         """Have at least ``count`` frames of entries, all or none of the new ones.
@@ -131,6 +95,9 @@ class GrantTable:
             self._give_back(new)
             raise
         self.mfns += new
+        self._words += [mfn << _WORDS_SHIFT for mfn in new]
+        for column in (self._pins, self._to, self._mfn):
+            column += [0] * (ENTRIES_PER_FRAME * len(new))
 
     def check_size(self, count: int) -> None:
         """Refuse more frames than this domain may have (ENOSPC)."""
@@ -139,78 +106,142 @@ class GrantTable:
 
     def seed(self, ref: int, to: int, mfn: int) -> None:
         """Write entry ``ref``, as the domain could: ``to`` may map ``mfn`` read-write."""
-        self.memory.write(self._entry_maddr(ref), _ENTRY.pack(GTF_permit_access, to, mfn))
+        self._memory.write(self._entry_maddr(ref), _ENTRY.pack(GTF_permit_access, to, mfn))
 
-    def map(self, ref: int, domid: int, *, writable: bool) -> MappedGrant:
-        """Map what entry ``ref`` offers to ``domid``.
+    def swap(self, ref_a: int, ref_b: int) -> None:
+        """Swap what two entries say. Raises Refused(EAGAIN) while one of them is in use."""
+        at_a, at_b = self._entry_maddr(ref_a), self._entry_maddr(ref_b)
+        for ref in (ref_a, ref_b):
+            if self._pins[ref]:
+                raise Refused(EAGAIN, "grants.entry-in-use", ref)
+        entry_a = self._memory.read(at_a, _ENTRY.size)
+        self._memory.write(at_a, self._memory.read(at_b, _ENTRY.size))
+        self._memory.write(at_b, entry_a)
 
-        Raises Refused: EINVAL for a bad ref or an unused entry, EACCES for somebody else's or for
-        writing what is read-only, EBUSY where the frame can't be mapped so.
+    # -- pins ---------------------------------------------------------------------------------
+
+    def pin(self, refs: Sequence[int], domid: int, *, writable: bool) -> list[int]:
+        """Pin what the entries offer to ``domid``, all or none; return their frames.
+
+        Raises Refused: ENOENT for a bad ref, EINVAL for an unused entry, EACCES for somebody else's
+        or for writing what is read-only, ENXIO for a frame that is not the granter's, EBUSY for one
+        that can't be written because of what it is.
         """
-        at = self._entry_maddr(ref)
-        flags, to, mfn = _ENTRY.unpack(self.memory.read(at, _ENTRY.size))
-        active = self._active.get(ref)
-        if flags & GTF_type_mask != GTF_permit_access:
-            raise Refused(EINVAL, "grants.not-offered", ref)
-        if to != domid or (active is not None and active.to != domid):
-            raise Refused(EACCES, "grants.not-to-you", ref)
-        if writable and flags & GTF_readonly:
-            raise Refused(EACCES, "grants.read-only", ref)
-        if active is not None:
-            mfn = active.mfn
-        if writable:
-            self._frames.get_writable(mfn, self.domid, EBUSY)
-        else:
-            self._frames.get_page(mfn, self.domid, EBUSY)
-        if active is None:
-            active = self._active[ref] = _Active(to, mfn)
-        if writable:
-            active.writers += 1
-        else:
-            active.readers += 1
-        self._set_flags(at, flags | GTF_reading | (GTF_writing if active.writers else 0))
-        return MappedGrant(self, ref, mfn, writable=writable)
+        frames, m32, words = self._frames, self._memory.m32, self._words
+        owner, kind, type_count = frames.owner, frames.kind, frames.type_count
+        nr_frames, nr_entries, domain = frames.nr_frames, len(self._pins), self.domid
+        pins, to_column, mfn_column, counts = self._pins, self._to, self._mfn, frames.refs
+        checked = _DOMID_MASK | GTF_type_mask | (GTF_readonly if writable else 0)
+        wanted = domid << _DOMID_SHIFT | GTF_permit_access
+        one = WRITER if writable else 1
+        mfns: list[int] = []
+        try:
+            for ref in refs:
+                if not 0 <= ref < nr_entries:
+                    raise Refused(ENOENT, "grants.bad-reference", ref)
+                at = words[ref >> _FRAME_SHIFT] + ((ref & _INDEX_MASK) << 1)
+                word = m32[at]
+                if word & checked != wanted:
+                    raise _why_not(ref, word, domid)
+                used = pins[ref]
+                if used:
+                    if to_column[ref] != domid:
+                        raise Refused(EACCES, "grants.not-to-you", ref)
+                    mfn = mfn_column[ref]
+                else:
+                    mfn = m32[at + 1]
+                if mfn >= nr_frames or owner[mfn] != domain:
+                    raise Refused(ENXIO, "frames.not-owned", mfn)
+                if writable:
+                    if kind[mfn] != WRITABLE:
+                        if type_count[mfn]:
+                            raise Refused(EBUSY, "paging.writable-page-table", mfn)
+                        kind[mfn] = WRITABLE
+                    type_count[mfn] += 1
+                counts[mfn] += 1
+                if not used:
+                    to_column[ref], mfn_column[ref] = domid, mfn
+                pins[ref] = used = used + one
+                m32[at] = word | (GTF_reading | GTF_writing if used >= WRITER else GTF_reading)
+                mfns.append(mfn)
+        except Refused:
+            self.unpin(refs[: len(mfns)], mfns, writable=writable)
+            raise
+        self._wrote_entries(refs)
+        return mfns
 
-    def unmap(self, mapping: MappedGrant) -> None:
-        """Give a mapping back. Raises Refused(ENOENT) where that was done before."""
-        if not mapping.is_live:
-            raise Refused(ENOENT, "grants.not-mapped", mapping.ref)
-        assert mapping.table is self, mapping.ref
-        mapping.is_live = False
-        active = self._active[mapping.ref]
-        if mapping.writable:
-            active.writers -= 1
-            self._frames.put_writable(mapping.mfn)
-        else:
-            active.readers -= 1
-            self._frames.put_page(mapping.mfn)
-        cleared = 0 if active.writers else GTF_writing
-        if not active.writers and not active.readers:
-            del self._active[mapping.ref]
-            cleared |= GTF_reading
-        if self.mfns:
-            at = self._entry_maddr(mapping.ref)
-            self._set_flags(at, self.memory.m16[at >> 1] & ~cleared)
+    def unpin(self, refs: Sequence[int], mfns: Sequence[int], *, writable: bool) -> None:
+        """Give pins back; ``mfns`` are the frames that ``pin`` returned for ``refs``.
 
-    def mapped(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (mfn, mappings, writable ones of them) of each used entry."""
-        for active in self._active.values():
-            yield active.mfn, active.readers + active.writers, active.writers
+        What was written through a writable pin is looked after here: no engine goes on running
+        what it has translated of the frame before.
+        """
+        frames, memory, words, pins = self._frames, self._memory, self._words, self._pins
+        m32, code, counts, type_count = memory.m32, memory.code, frames.refs, frames.type_count
+        one = WRITER if writable else 1
+        for ref, mfn in zip(refs, mfns, strict=True):
+            pins[ref] = left = pins[ref] - one
+            if writable:
+                if code[mfn]:
+                    memory.wrote(mfn)
+                if type_count[mfn] > 1:
+                    type_count[mfn] -= 1
+                else:
+                    frames.drop_type(mfn)
+            if counts[mfn] > 1:
+                counts[mfn] -= 1
+            else:
+                frames.put_page(mfn)
+            if left < WRITER and words:
+                cleared = GTF_writing if left else GTF_writing | GTF_reading
+                m32[words[ref >> _FRAME_SHIFT] + ((ref & _INDEX_MASK) << 1)] &= ~cleared
+        if words:
+            self._wrote_entries(refs)
+
+    def begin_writing(self, mfn: int) -> None:
+        """Note that another guest has a page-table entry by which it can write the frame."""
+        self.written_elsewhere[mfn] = self.written_elsewhere.get(mfn, 0) + 1
+
+    def end_writing(self, mfn: int) -> None:
+        """Take one such note back."""
+        left = self.written_elsewhere[mfn] - 1
+        if left:
+            self.written_elsewhere[mfn] = left
+        else:
+            del self.written_elsewhere[mfn]
+
+    def forget_code(self) -> None:
+        """Forget what was translated of frames that other guests can write at any time.
+
+        To be called before the domain's engine is entered: the others may just have run.
+        """
+        for mfn in self.written_elsewhere:
+            if self._memory.code[mfn]:
+                self._memory.wrote(mfn)
+
+    def uses(self) -> Iterator[tuple[int, int, int, int]]:
+        """Yield (ref, mfn, readers, writers) of each entry that is in use."""
+        for ref, pins in enumerate(self._pins):
+            if pins:
+                yield ref, self._mfn[ref], pins % WRITER, pins // WRITER
 
     def entries(self) -> Iterator[tuple[int, int, int, int, int, int]]:
-        """Yield (ref, flags, to, mfn, mappings, writable ones) of entries offered or in use."""
-        for ref in range(len(self.mfns) * ENTRIES_PER_FRAME):
-            flags, to, mfn = _ENTRY.unpack(self.memory.read(self._entry_maddr(ref), _ENTRY.size))
-            active = self._active.get(ref)
-            if active is not None:
-                counts = (active.readers + active.writers, active.writers)
-                yield (ref, flags, active.to, active.mfn, *counts)
+        """Yield (ref, flags, to, mfn, pins, writable ones) of entries offered or in use."""
+        for ref, pins in enumerate(self._pins):
+            maddr = self._entry_maddr(ref)
+            flags, to, mfn = _ENTRY.unpack(self._memory.read(maddr, _ENTRY.size))
+            if pins:
+                readers, writers = pins % WRITER, pins // WRITER
+                yield ref, flags, self._to[ref], self._mfn[ref], readers + writers, writers
             elif flags & GTF_type_mask:
                 yield ref, flags, to, mfn, 0, 0
 
+    # -- the end ------------------------------------------------------------------------------
+
     def release(self) -> None:
-        """Give the table's frames back; pages that are mapped stay until they are unmapped."""
+        """Give the table's frames back; pages that are pinned stay until they are unpinned."""
         mfns, self.mfns = self.mfns, []
+        self._words.clear()
         self._give_back(mfns)
 
     def _give_back(self, mfns: Iterable[int]) -> None:
@@ -221,10 +252,21 @@ class GrantTable:
     def _entry_maddr(self, ref: int) -> int:
         frame, index = divmod(ref, ENTRIES_PER_FRAME)
         if not 0 <= frame < len(self.mfns):
-            raise Refused(EINVAL, "grants.bad-reference", ref)
+            raise Refused(ENOENT, "grants.bad-reference", ref)
         return (self.mfns[frame] << PAGE_SHIFT) + index * SIZEOF_GRANT_ENTRY_V1
 
-    def _set_flags(self, maddr: int, flags: int) -> None:
-        self.memory.m16[maddr >> 1] = flags
-        if self.memory.code[maddr >> PAGE_SHIFT]:
-            self.memory.wrote(maddr >> PAGE_SHIFT)
+    def _wrote_entries(self, refs: Sequence[int]) -> None:
+        """Keep translations right where a guest maps its table executable, as kernels do."""
+        code = self._memory.code
+        for mfn in self.mfns:
+            if code[mfn] and any(self.mfns[ref >> _FRAME_SHIFT] == mfn for ref in refs):
+                self._memory.wrote(mfn)
+
+
+def _why_not(ref: int, word: int, domid: int) -> Refused:
+    """Say what an entry, whose first word that is, lacks."""
+    if word & GTF_type_mask != GTF_permit_access:
+        return Refused(EINVAL, "grants.not-offered", ref)
+    if word >> _DOMID_SHIFT != domid:
+        return Refused(EACCES, "grants.not-to-you", ref)
+    return Refused(EACCES, "grants.read-only", ref)

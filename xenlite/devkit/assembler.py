@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Assemble guest kernels and fragments of them: Intel syntax, Keystone inside.
+"""Assemble guest kernels, their programs, and fragments: Intel syntax, Keystone inside.
 
-`assemble` gives a kernel as a value, `assemble_fragment` a few instructions at an address; for the
-ELF file of a kernel, kept as long as no source changes, see kernel_cache.py. What a source may say
-stands in assembly_source.py; every fault is an `AssemblyError` with file and line.
+`assemble` gives a kernel or a program as a value, `assemble_fragment` a few instructions at an
+address; for the ELF file of a kernel, kept as long as no source changes, see kernel_cache.py. What
+a source may say stands in assembly_source.py; every fault is an `AssemblyError` with file and line.
 
 A unit goes to Keystone whole, all sections in one address space, so that it resolves labels and
 chooses jump forms. It gives no symbols back: a table of `.long label` at the end of the unit does.
@@ -72,7 +72,10 @@ class AssembledSymbol:
 
 @dataclass(frozen=True, slots=True)
 class AssembledKernel:
-    """A kernel at its virtual addresses, before it is a file."""
+    """A kernel or a program at its virtual addresses, before it is a file.
+
+    `virt_base` is what the kernel's note says, 0 without one. A program has no notes.
+    """
 
     virt_base: int
     entry: int
@@ -89,8 +92,8 @@ class AssembledKernel:
                 return symbol.address
         raise KeyError(name)
 
-    def elf(self, directory: str = ".") -> bytes:
-        """Return the ELF file; `directory` is where debuggers look for the sources."""
+    def elf(self, directory: str | None = None) -> bytes:
+        """Return the ELF file; with the lines of its sources if `directory` says where they are."""
         return elf_writer.write(self, directory)
 
 
@@ -104,19 +107,26 @@ class Fragment:
 
 
 def assemble(
-    source: Path, *, include_dirs: Sequence[Path] = (), defines: Mapping[str, int] | None = None
+    source: Path,
+    *,
+    base: int | None = None,
+    include_dirs: Sequence[Path] = (),
+    defines: Mapping[str, int] | None = None,
 ) -> AssembledKernel:
-    """Assemble a kernel; `defines` are constants as if by `.equ`. Raise `AssemblyError`."""
+    """Assemble a kernel or, at `base`, a program. Raise `AssemblyError`.
+
+    A kernel's base is its note VIRT_BASE; `defines` are constants as if by `.equ`.
+    """
     program = Source((*include_dirs, *include_directories()), defines or {})
     program.read_file(source)
-    base = _virt_base(program)
+    virt_base = _virt_base(program)
     rows = _mark_lines(program)
-    image = _assemble_unit(program, base, PAGE_SIZE, list(rows))
+    image = _assemble_unit(program, virt_base if base is None else base, PAGE_SIZE, list(rows))
     entry = image.symbols.get(ENTRY_SYMBOL)
     if entry is None:
-        raise _error(str(source), f"no label {ENTRY_SYMBOL}: a kernel starts there")
+        raise _error(str(source), f"no label {ENTRY_SYMBOL}: execution starts there")
     return AssembledKernel(
-        base,
+        virt_base,
         entry,
         image.sections,
         _symbols(program, image),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Write an assembled kernel as an ELF32 executable.
+"""Write an assembled kernel, or a program for one, as an ELF32 executable.
 
 ::
 
@@ -7,7 +7,9 @@
     boundary of the file | .note.Xen | .symtab .strtab .debug_* .shstrtab | section headers
 
 What is for debuggers is not loaded. Physical addresses count from VIRT_BASE, as Xen's builder reads
-them when notes are present.
+them when notes are present. A program, which has no notes, has none of what belongs to them, and no
+page boundaries in the file, for its loader copies: a RAM disk of many small programs would be
+mostly padding.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from xenlite.devkit.assembler import AssembledKernel, AssembledSection
 
 PAGE_SIZE = 4096
+PROGRAM_ALIGNMENT = 16
 
 # Source: the ELF specification, version 1.2 (names without their prefixes).
 _HEADER = Struct("<16sHHIIIIIHHHHHH")
@@ -55,21 +58,24 @@ class _Part:
     offset: int = 0
 
 
-def write(kernel: AssembledKernel, directory: str) -> bytes:
-    """Return the file; ``directory`` is where debuggers look for the sources."""
-    loaded = [_loaded(section) for section in kernel.sections]
-    notes = _Part(".note.Xen", _SHT_NOTE, _notes(kernel.notes), align=4)
-    first_own = 1 + len(loaded)  # section 0 is the null section
+def write(kernel: AssembledKernel, directory: str | None) -> bytes:
+    """Return the file; ``directory`` is where debuggers look for the sources, None for no lines."""
+    alignment = PAGE_SIZE if kernel.notes else PROGRAM_ALIGNMENT
+    loaded = [_loaded(section, alignment) for section in kernel.sections]
+    notes = [_Part(".note.Xen", _SHT_NOTE, _notes(kernel.notes), align=4)] if kernel.notes else []
+    strings_at = 2 + len(loaded) + len(notes)  # section 0 is the null section
     symbols, strings, locals_ = _symbol_table(kernel)
     symtab = _Part(
-        ".symtab", _SHT_SYMTAB, symbols, link=first_own + 2, info=locals_, align=4,
+        ".symtab", _SHT_SYMTAB, symbols, link=strings_at, info=locals_, align=4,
         entry_size=_SYMBOL.size,
     )  # fmt: skip
     strtab = _Part(".strtab", _SHT_STRTAB, strings)
     code = [(s.name, s.address, s.address + s.size) for s in kernel.sections if "x" in s.flags]
-    debug = debug_sections(kernel.source, directory, code, kernel.lines)
+    debug = (
+        {} if directory is None else debug_sections(kernel.source, directory, code, kernel.lines)
+    )
     parts = [
-        *loaded, notes, symtab, strtab,
+        *loaded, *notes, symtab, strtab,
         *(_Part(name, _SHT_PROGBITS, data) for name, data in debug.items()),
         _Part(".shstrtab", _SHT_STRTAB, b""),
     ]  # fmt: skip
@@ -77,22 +83,24 @@ def write(kernel: AssembledKernel, directory: str) -> bytes:
     name_offsets = [names.add(part.name) for part in parts]
     parts[-1].data = bytes(names.data)
 
-    body, headers_at = _place(parts, _HEADER.size + _PROGRAM.size * (len(loaded) + 1))
+    program_headers = len(loaded) + len(notes)
+    body, headers_at = _place(parts, _HEADER.size + _PROGRAM.size * program_headers)
     out = bytearray(body)
     _HEADER.pack_into(
         out, 0, _IDENT, _ET_EXEC, _EM_386, _EV_CURRENT, kernel.entry, _HEADER.size, headers_at, 0,
-        _HEADER.size, _PROGRAM.size, len(loaded) + 1, _SECTION.size, len(parts) + 1, len(parts),
+        _HEADER.size, _PROGRAM.size, program_headers, _SECTION.size, len(parts) + 1, len(parts),
     )  # fmt: skip
     at = _HEADER.size
     for part, section in zip(loaded, kernel.sections, strict=True):
         protection = sum(_PF[flag] for flag in section.flags)
         _PROGRAM.pack_into(
             out, at, _PT_LOAD, part.offset, part.address, part.address - kernel.virt_base,
-            len(part.data), part.size, protection, PAGE_SIZE,
+            len(part.data), part.size, protection, alignment,
         )  # fmt: skip
         at += _PROGRAM.size
-    length = len(notes.data)
-    _PROGRAM.pack_into(out, at, _PT_NOTE, notes.offset, 0, 0, length, length, _PF["a"], 4)
+    for part in notes:
+        length = len(part.data)
+        _PROGRAM.pack_into(out, at, _PT_NOTE, part.offset, 0, 0, length, length, _PF["a"], 4)
     out += bytes(_SECTION.size)
     for part, name in zip(parts, name_offsets, strict=True):
         out += _SECTION.pack(
@@ -102,7 +110,7 @@ def write(kernel: AssembledKernel, directory: str) -> bytes:
     return bytes(out)
 
 
-def _loaded(section: AssembledSection) -> _Part:
+def _loaded(section: AssembledSection, alignment: int) -> _Part:
     return _Part(
         section.name,
         _SHT_PROGBITS if section.data else _SHT_NOBITS,
@@ -110,7 +118,7 @@ def _loaded(section: AssembledSection) -> _Part:
         flags=sum(_SHF[flag] for flag in section.flags),
         address=section.address,
         size=section.size,
-        align=PAGE_SIZE,
+        align=alignment,
     )
 
 

@@ -2,7 +2,8 @@
 """Keep assembled kernels: one whose sources did not change is found by reading and hashing them.
 
 This stands on the way of every boot from a source, so it imports little: the assembler itself, and
-the process that runs Keystone, only when something has to be assembled.
+the process that runs Keystone, only when something has to be assembled. Archives of programs
+(program_cache.py) are kept by the same rules.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ except ImportError:
     from hashlib import sha256
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from xenlite.devkit.assembly_text import AssemblyError
 
 _DRIVER = (
@@ -30,12 +33,9 @@ _INCLUDE = re.compile(rb'\.include\s+"([^"\n]+)"')
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def kernel_name(source: Path, directory: str = "") -> str:
-    """Return the file name that holds what `source` assembles to, now. Raise `AssemblyError`.
-
-    It depends on the `directory` that debuggers are told, if any.
-    """
-    return f"{source.stem}-{_content_hash(source, directory)}.elf"
+def kernel_name(source: Path) -> str:
+    """Return the file name that holds what `source` assembles to, now. Raise `AssemblyError`."""
+    return f"{source.stem}-{content_hash([source])}.elf"
 
 
 def build_kernel(source: Path) -> Path:
@@ -44,18 +44,33 @@ def build_kernel(source: Path) -> Path:
     It lies beside the source, as in the wheel, or under `$XDG_CACHE_HOME/xenlite/kernels`
     (`~/.cache` without it), named by a hash of all that went into it.
     """
-    shipped = source.with_name(kernel_name(source))
+    name = kernel_name(source)
+    shipped = source.with_name(name)
     if shipped.is_file():
         return shipped
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xenlite/kernels"
+    # Debuggers are told where the sources are, so what is kept is for one place.
     directory = str(source.parent.resolve())
-    path = cache / kernel_name(source, directory)
-    if path.is_file():
-        return path
+    name = f"{sha256(os.fsencode(directory)).hexdigest()[:8]}-{name}"
+    kept = find_kept(source, name)
+    if kept is not None:
+        return kept
     from xenlite.devkit.assembler import assemble
 
-    data = assemble(source).elf(directory)
-    cache.mkdir(parents=True, exist_ok=True)
+    return keep(name, assemble(source).elf(directory))
+
+
+def find_kept(source: Path, name: str) -> Path | None:
+    """Return the file `name` that was made of `source`, shipped beside it or made here before."""
+    for path in (source.parent / name, _directory() / name):
+        if path.is_file():
+            return path
+    return None
+
+
+def keep(name: str, data: bytes) -> Path:
+    """Write `data` as the file `name` of the cache; return its path."""
+    path = _directory() / name
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.tmp")
     draft.write_bytes(data)
     draft.replace(path)  # another process that does the same writes the same bytes
@@ -68,13 +83,18 @@ def include_directories() -> tuple[Path, ...]:
     return tuple(path for path in candidates if path.is_dir())
 
 
-def _content_hash(source: Path, directory: str) -> str:
-    digest = sha256(os.fsencode(directory))
-    for name in _DRIVER:
+def content_hash(sources: Iterable[Path], *, drivers: Iterable[str] = (), also: bytes = b"") -> str:
+    """Return a hash of `sources`, of all that they include, and of the code that builds them.
+
+    That is the assembler and the files `drivers` of this package; `also` is hashed as it is.
+    Raise `AssemblyError`.
+    """
+    digest = sha256(also)
+    for name in (*_DRIVER, *drivers):
         digest.update(Path(__file__).with_name(name).read_bytes())
     directories = include_directories()
     seen: set[Path] = set()
-    todo = [source]
+    todo = list(sources)
     while todo:
         path = todo.pop()
         if path in seen:
@@ -93,6 +113,10 @@ def _content_hash(source: Path, directory: str) -> str:
             ][:1]
     digits: str = digest.hexdigest()
     return digits[:24]
+
+
+def _directory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xenlite/kernels"
 
 
 def _error(path: Path, what: str) -> AssemblyError:

@@ -37,6 +37,7 @@ from xenlite.abi.x86_32p import (
     HYPERVISOR_grant_table_op,
 )
 from xenlite.errors import Refused
+from xenlite.hypercalls.grant_maps import GrantMapCalls
 from xenlite.hypercalls.restart import Handler, NoteRefusal
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class GrantCalls:
             GNTTABOP_query_size: self._query_size,
             GNTTABOP_set_version: self._set_version,
             GNTTABOP_get_version: self._get_version,
+            **GrantMapCalls(domain, note).operations(),
         }
 
     def handlers(self) -> dict[int, Handler]:
@@ -73,7 +75,7 @@ class GrantCalls:
         return {HYPERVISOR_grant_table_op: self.grant_table_op}
 
     def grant_table_op(self, command: int, argument: int, count: int, _1: int, _2: int) -> int:
-        """Do one operation on the structure at ``argument``."""
+        """Do one operation on the structure at ``argument``, or on a list of them."""
         if count & _SIGN:
             raise Refused(EINVAL, "grants.count", count)
         operation = self._operations.get(command)

@@ -32,6 +32,7 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_writable_pagetables,
     VMASST_TYPE_xenlite_fault_address,
     XenCompileInfo,
+    XENFEAT_gnttab_map_avail_bits,
     XENFEAT_highmem_assist,
     XENFEAT_mmu_pt_update_preserve_ad,
     XENFEAT_pae_pgdir_above_4gb,
@@ -118,6 +119,7 @@ class InfoCalls:
         if index:
             raise Refused(EINVAL, "info.feature-submap", index)
         features = 1 << XENFEAT_mmu_pt_update_preserve_ad | 1 << XENFEAT_highmem_assist
+        features |= 1 << XENFEAT_gnttab_map_avail_bits
         if self._domain.assists >> VMASST_TYPE_pae_extended_cr3 & 1:
             features |= 1 << XENFEAT_pae_pgdir_above_4gb
         self._guest_memory.write(argument, XenFeatureInfo(index, features).pack())

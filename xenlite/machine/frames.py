@@ -9,6 +9,7 @@ One column per fact, indexed by mfn::
     allocated   1 until the domain has given the frame back; worth one reference
     refs        all references: those above, read-only mappings, the allocation, and those that
                 the hypervisor holds
+    executable  L1 entries that let code run in it
     pinned      frames whose type a guest has pinned (a set)
 
 Invariants (``core/audit.py`` recomputes them from the page tables):
@@ -69,6 +70,7 @@ class FrameTable:
         self.kind = bytearray(count)
         self.type_count = [0] * count
         self.refs = [0] * count
+        self.executable = [0] * count
         self.allocated = bytearray(count)
         self.pinned: set[int] = set()
         self.owned: dict[int, set[int]] = {}

@@ -198,7 +198,7 @@ class MachineMemory:
             self._engines[mark].invalidate_code(mfn << PAGE_SHIFT, PAGE_SIZE)
 
     def release(self, mfn: int) -> None:
-        """Forget the translations and the mark of a frame that is being freed."""
+        """Forget the translations and the mark of a frame that is freed, or executable no more."""
         if self.code[mfn]:
             self.wrote(mfn)
             self.code[mfn] = 0

@@ -35,6 +35,7 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_writable_pagetables,
 )
 from xenlite.errors import ConfigError, Fault
+from xenlite.toolstack.disk_config import DiskConfig, read_disk
 from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ MAX_CPU_WEIGHT: Final = 65535
 MAX_CAP: Final = 100 * XEN_LEGACY_MAX_VCPUS
 MIN_EVENT_CHANNELS: Final = 2  # XenStore's and the console's
 MAX_EVENT_CHANNELS: Final = EVTCHN_2L_NR_CHANNELS - 1
-LATER_XL_KEYS: Final = frozenset({"cpus", "disk", "extra", "root", "vfb", "vif"})
+LATER_XL_KEYS: Final = frozenset({"cpus", "extra", "root", "vfb", "vif"})
 ASSISTS: Final = {
     name.removeprefix("VMASST_TYPE_"): number
     for number, name in VMASST_TYPE_NAMES.items()
@@ -60,15 +61,18 @@ NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}"
 class Key:
     """What may stand behind one key. ``read`` turns its text into a value or says what is wrong.
 
+    With ``is_list`` there may be several, and each may be a group of keys.
+
     ``default`` is what a reader of the schema sees; None stands for "derived from other keys", and
     a required key has none.
     """
 
-    read: Callable[[str], Any]
+    read: Callable[[Any], Any]
     about: str
     schema: dict[str, Any]
     default: object = None
     required: bool = False
+    is_list: bool = False
 
 
 def _name(text: str) -> str:
@@ -141,6 +145,24 @@ _processors: Final = _number(1, XEN_LEGACY_MAX_VCPUS)
 _COUNT: Final = {"type": "integer", "minimum": 1, "maximum": XEN_LEGACY_MAX_VCPUS}
 _ACTION: Final = {"enum": [reaction.value for reaction in Reaction]}
 
+_DISK: Final = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {
+            "type": "object",
+            "properties": {
+                "target": _PATH,
+                "format": {"const": "raw"},
+                "vdev": {"type": "string"},
+                "access": {"enum": ["rw", "ro", "w", "r"]},
+                "devtype": {"enum": ["disk", "cdrom"]},
+            },
+            "required": ["target", "vdev"],
+            "additionalProperties": False,
+        },
+    ]
+}
+
 KEYS: Final = {
     "name": Key(
         _name,
@@ -157,7 +179,10 @@ KEYS: Final = {
     ),
     "cmdline": Key(_cmdline, "Command line for the kernel.", _TEXT, ""),
     "ramdisk": Key(
-        _path, "Initial RAM disk, handed to the kernel as it is. Relative to this file.", _PATH
+        _path,
+        "Initial RAM disk, handed to the kernel as it is; or a directory of programs, which are"
+        " built and packed into an archive. Relative to this file.",
+        _PATH,
     ),
     "memory": Key(_memory, "Memory at the start: MiB, or a size such as `32M`.", _SIZE, 32),
     "maxmem": Key(_memory, "Most memory it may have; as much as `memory` when left out.", _SIZE),
@@ -197,6 +222,13 @@ KEYS: Final = {
         _TEXT,
         "",
     ),
+    "disk": Key(
+        read_disk,
+        "Disks, each as xl writes it, `target,format,vdev,access`, or as a group of these keys."
+        " Targets are relative to this file.",
+        {"anyOf": [_DISK, {"type": "array", "items": _DISK}]},
+        is_list=True,
+    ),
 }
 
 
@@ -204,13 +236,15 @@ KEYS: Final = {
 class Entry:
     """The value of one key as it was written, None for none; and where it stands.
 
-    ``nested`` names what stood there instead of a plain value. Paths start at ``base``.
+    ``nested`` names what stood there instead of a plain value; ``items`` are the values of a key
+    that may have several, each with its own place. Paths start at ``base``.
     """
 
     value: str | None
     where: str
     base: Path
     nested: str = ""
+    items: tuple[tuple[str, str | dict[str, str]], ...] = ()
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> DomainConfig:
@@ -301,6 +335,11 @@ def _pairs(
         where = _where(name, key)
         if isinstance(key, yaml.ScalarEvent):
             value = next(events)
+            known = KEYS.get(key.value)
+            if known is not None and known.is_list and isinstance(value, yaml.CollectionStartEvent):
+                items = tuple(_items(value, events, name, faults))
+                yield key.value, Entry("", where, directory, items=items)
+                continue
             yield key.value, _entry(value, where, directory)
         else:
             faults.append(Fault(where, "a key must be a plain word"))
@@ -311,6 +350,45 @@ def _pairs(
         if isinstance(more, yaml.DocumentStartEvent):
             what = "a second document; one file describes one domain"
             faults.append(Fault(_where(name, more), what))
+
+
+def _items(
+    start: yaml.Event, events: Iterator[yaml.Event], name: str, faults: list[Fault]
+) -> Iterator[tuple[str, str | dict[str, str]]]:
+    """Yield the plain values and groups of a list, or the one group that stands in its place."""
+    if isinstance(start, yaml.MappingStartEvent):
+        yield _where(name, start), _group(events, name, faults)
+        return
+    for event in events:
+        if isinstance(event, yaml.SequenceEndEvent):
+            return
+        where = _where(name, event)
+        if isinstance(event, yaml.ScalarEvent):
+            yield where, event.value
+        elif isinstance(event, yaml.MappingStartEvent):
+            yield where, _group(events, name, faults)
+        else:
+            faults.append(Fault(where, f"{_kind(event)}, where a value or a group of keys belongs"))
+            _skip(event, events)
+
+
+def _group(events: Iterator[yaml.Event], name: str, faults: list[Fault]) -> dict[str, str]:
+    """Read a group of plain keys and values."""
+    group: dict[str, str] = {}
+    for key in events:
+        if isinstance(key, yaml.MappingEndEvent):
+            break
+        where = _where(name, key)
+        _skip(key, events)
+        value = next(events)
+        _skip(value, events)
+        if not isinstance(key, yaml.ScalarEvent) or not isinstance(value, yaml.ScalarEvent):
+            faults.append(Fault(where, "keys and values of a group must be plain"))
+        elif key.value in group:
+            faults.append(Fault(where, f"{key.value}: given twice"))
+        else:
+            group[key.value] = value.value
+    return group
 
 
 def _where(name: str, event: yaml.Event) -> str:
@@ -371,6 +449,8 @@ def _values(entries: dict[str, Entry], name: str, faults: list[Fault]) -> dict[s
         key = KEYS.get(word)
         if key is None:
             faults.append(Fault(entry.where, f"{word}: {_unknown(word)}"))
+        elif key.is_list:
+            values[word] = _read_items(word, key, entry, faults)
         elif entry.nested:
             faults.append(Fault(entry.where, f"{word}: {entry.nested}, where one value belongs"))
         elif entry.value is None:
@@ -384,6 +464,20 @@ def _values(entries: dict[str, Entry], name: str, faults: list[Fault]) -> dict[s
     for word, key in KEYS.items():
         if key.required and word not in entries:
             faults.append(Fault(name, f"{word}: is missing"))
+    return values
+
+
+def _read_items(word: str, key: Key, entry: Entry, faults: list[Fault]) -> list[Any]:
+    """Read each value of a key that may have several."""
+    if entry.nested:
+        faults.append(Fault(entry.where, f"{word}: {entry.nested}, where values belong"))
+    values = []
+    items = entry.items or (((entry.where, entry.value),) if entry.value else ())
+    for where, item in items:
+        try:
+            values.append(key.read(item))
+        except ValueError as error:
+            faults.append(Fault(where, f"{word}: {error}"))
     return values
 
 
@@ -425,6 +519,12 @@ def _joint_rules(values: dict[str, Any], entries: dict[str, Entry]) -> list[Faul
     if values.get("cap", 0) > 100 * processors:
         what = f"cap: {values['cap']} is more than the {processors} virtual processors can use"
         faults.append(Fault(entries["cap"].where, what))
+    names: dict[int, DiskConfig] = {}
+    for disk in values.get("disk", ()):
+        if disk.number in names:
+            what = f"disk: {disk.vdev} is given twice"
+            faults.append(Fault(entries["disk"].where, what))
+        names[disk.number] = disk
     return faults
 
 
@@ -448,4 +548,5 @@ def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
         cpu_weight=values["cpu_weight"],
         cap=values["cap"],
         max_event_channels=values["max_event_channels"],
+        disks=tuple(disk.below(entries["disk"].base) for disk in values["disk"] or ()),
     )

@@ -13,6 +13,8 @@ from xenlite.abi.x86_32p import EVTCHN_2L_NR_CHANNELS, XEN_PAGE_SHIFT
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from xenlite.toolstack.disk_config import DiskConfig
+
 # start_info gives a 32-bit kernel the machine address of shared_info in 32 bits.
 MAX_MEMORY_MIB: Final = 4 << 10
 SIZE_UNITS: Final = {"K": 1, "M": 1 << 10, "G": 1 << 20}  # in KiB
@@ -62,6 +64,7 @@ class DomainConfig:
     cpu_weight: int = 256
     cap: int = 0  # percent of the CPU; 0 for none
     max_event_channels: int = EVTCHN_2L_NR_CHANNELS - 1
+    disks: tuple[DiskConfig, ...] = ()
 
     @property
     def pages(self) -> int:

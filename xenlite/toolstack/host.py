@@ -216,7 +216,7 @@ class Host:
         name = guest.config.name
 
         def broken(error: PeerError) -> None:
-            self._voice.say(f"domain {name!r} broke its console: {error}")
+            self._voice.say(f"domain {name!r} broke a device: {error}")
 
         def built(domid: int) -> None:
             if self._built is not None:

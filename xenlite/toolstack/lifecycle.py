@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from xenlite.dom0.image import RawImage
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Control, Link
     from xenlite.errors import PeerError
+    from xenlite.toolstack.disks import Disks
     from xenlite.toolstack.domain_config import DomainConfig
     from xenlite.toolstack.symbols import Symbols
 
@@ -92,6 +94,7 @@ class Guest:
         self.restarts = RestartLimit()
         self.domain: BuiltDomain | None = None
         self.console: Console | None = None
+        self.disks: Disks | None = None
         self._undo = ExitStack()
 
     def start(
@@ -106,11 +109,14 @@ class Guest:
     ) -> BuiltDomain:
         """Build the domain, tell the store, join its console to ``sink(domid, bytes)``, let it run.
 
+        ``broken`` hears where the guest breaks its console or a disk; both have to live with it.
+
         The store's undo comes before the domain's: it gives back the page and port that it uses.
         ``built`` is called before its first instruction.
         """
         assert self.domain is None, f"{self.config.name} runs already"
         with ExitStack() as undo:
+            images = self._open_images(undo)
             domain = build(control, self.config, self.image, self.ramdisk, undo)
             undo.callback(store.remove, domain_paths(domain.domid, self.uuid))
             store.put(domain_nodes(self.config, domain, self.uuid))
@@ -124,12 +130,37 @@ class Guest:
                 broken=broken,
             )
             undo.callback(console.close)
+            self._attach_disks(link, store, domain.domid, images, undo, broken)
             if built is not None:
                 built(domain.domid)
             control.unpause(domain.domid)
             self._undo = undo.pop_all()
         self.domain, self.console = domain, console
         return domain
+
+    def _open_images(self, undo: ExitStack) -> list[RawImage]:
+        """Open the disks' images: a mistake there is found before anything else is made."""
+        if not self.config.disks:
+            return []
+        from xenlite.toolstack.disks import open_images
+
+        return open_images(self.config.disks, undo)
+
+    def _attach_disks(
+        self,
+        link: Link,
+        store: XenStore,
+        domid: int,
+        images: list[RawImage],
+        undo: ExitStack,
+        broken: Callable[[PeerError], None],
+    ) -> None:
+        if images:
+            from xenlite.toolstack.disks import Disks
+
+            self.disks = Disks(link, store, domid, undo, broken)
+            for disk, image in zip(self.config.disks, images, strict=True):
+                self.disks.attach(disk, image)
 
     def symbols(self) -> Symbols:
         """Return the labels of the kernel, read when they are first asked for."""
@@ -141,7 +172,7 @@ class Guest:
 
     def stop(self) -> None:
         """Take the domain apart, if there is one; its last output reaches the console first."""
-        self.domain = self.console = None
+        self.domain = self.console = self.disks = None
         self._undo.close()
 
 

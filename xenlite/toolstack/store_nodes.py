@@ -98,8 +98,10 @@ def domain_paths(domid: int, uuid: str) -> list[str]:
     return [home(domid), f"/vm/{uuid}", f"/libxl/{domid}", *backends]
 
 
-def vbd_nodes(domid: int, device: int, name: str, params: str, *, mode: str) -> list[StoreNode]:
-    """Return the nodes of a disk that its backend finds by ``params``; ``mode`` is r or w.
+def vbd_nodes(
+    domid: int, device: int, name: str, params: str, *, mode: str, kind: str = "disk"
+) -> list[StoreNode]:
+    """Return the nodes of a disk or cdrom whose backend finds it by ``params``; ``mode`` is r or w.
 
     ``device`` is the number of the virtual device that ``name`` (xvda) stands for.
     """
@@ -107,15 +109,15 @@ def vbd_nodes(domid: int, device: int, name: str, params: str, *, mode: str) -> 
         domid,
         "vbd",
         device,
-        front={"virtual-device": str(device), "device-type": "disk"},
+        front={"virtual-device": str(device), "device-type": kind},
         back={
             "params": params,
             "dev": name,
             "mode": mode,
             "type": "phy",
-            "device-type": "disk",
+            "device-type": kind,
             "bootable": "1",
-            "removable": "0",
+            "removable": str(int(kind == "cdrom")),
         },
     )
 

@@ -25,6 +25,7 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_runstate_update_flag,
     VMASST_TYPE_writable_pagetables,
     VMASST_TYPE_xenlite_fault_address,
+    XENFEAT_gnttab_map_avail_bits,
     XENFEAT_highmem_assist,
     XENFEAT_mmu_pt_update_preserve_ad,
     XENFEAT_pae_pgdir_above_4gb,
@@ -101,7 +102,12 @@ def test_features_say_what_there_is() -> None:
     result, answer = ask(XENVER_get_features, before=clear)
     features = int.from_bytes(answer[4:8], "little")
     assert result == 0
-    assert features == 1 << XENFEAT_mmu_pt_update_preserve_ad | 1 << XENFEAT_highmem_assist
+    always = (
+        XENFEAT_mmu_pt_update_preserve_ad,
+        XENFEAT_highmem_assist,
+        XENFEAT_gnttab_map_avail_bits,
+    )
+    assert features == sum(1 << feature for feature in always)
     enable = clear + "mov ebx, 0\nmov ecx, VMASST_TYPE_pae_extended_cr3\nXEN vm_assist\n"
     _, answer = ask(XENVER_get_features, before=enable)
     assert int.from_bytes(answer[4:8], "little") == features | 1 << XENFEAT_pae_pgdir_above_4gb

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Grants: what is offered is what is mapped, and for as long as it is mapped (SECURITY D1)."""
+"""Grants: what is offered is what is used, and for as long as it is used (SECURITY D1)."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from xenlite.abi.x86_32p import (
     ENOENT,
     ENOMEM,
     ENOSPC,
+    ENXIO,
     MMUEXT_PIN_L1_TABLE,
     GTF_permit_access,
     GTF_reading,
@@ -21,6 +22,7 @@ from xenlite.abi.x86_32p import (
     GTF_writing,
 )
 from xenlite.core.grant import ENTRIES_PER_FRAME
+from xenlite.core.maptrack import MappedGrant
 from xenlite.errors import Refused
 from xenlite.machine.frames import FrameType
 
@@ -31,6 +33,17 @@ def granted(made: World, ref: int = 0) -> tuple[Guest, int]:
     mfn = guest.mfns[FREE_PFN]
     guest.domain.grants.seed(ref, 0, mfn)
     return guest, mfn
+
+
+def use(guest: Guest, ref: int, domid: int = 0, *, writable: bool) -> MappedGrant:
+    """Map what a guest offers under ``ref``, as another domain."""
+    mapper = guest.world.peers[domid]
+    return mapper.maptrack.map(guest.domain.grants, ref, writable=writable)
+
+
+def give_back(guest: Guest, mapping: MappedGrant, domid: int = 0) -> None:
+    """Unmap it."""
+    guest.world.peers[domid].maptrack.unmap(mapping)
 
 
 def flags(guest: Guest, ref: int = 0) -> int:
@@ -49,7 +62,7 @@ def refusal(guest: Guest, ref: int, domid: int = 0, *, writable: bool = True) ->
     """Map something that must be refused; return the error, having checked that nothing changed."""
     before = guest.world.snapshot()
     with pytest.raises(Refused) as refused:
-        guest.domain.grants.map(ref, domid, writable=writable)
+        use(guest, ref, domid, writable=writable)
     assert guest.world.snapshot() == before
     return refused.value.errno
 
@@ -59,15 +72,15 @@ def test_a_mapping_pins_the_frame_and_marks_the_entry() -> None:
         guest, mfn = granted(made)
         frames = made.machine.frames
         refs, uses = frames.refs[mfn], frames.type_count[mfn]
-        writer = guest.domain.grants.map(0, 0, writable=True)
-        reader = guest.domain.grants.map(0, 0, writable=False)
+        writer = use(guest, 0, 0, writable=True)
+        reader = use(guest, 0, 0, writable=False)
         assert flags(guest) == GTF_permit_access | GTF_reading | GTF_writing
         assert (frames.refs[mfn], frames.type_count[mfn]) == (refs + 2, uses + 1)
         assert frames.kind[mfn] == FrameType.WRITABLE
         assert made.audit() == []
-        guest.domain.grants.unmap(writer)
+        give_back(guest, writer)
         assert flags(guest) == GTF_permit_access | GTF_reading
-        guest.domain.grants.unmap(reader)
+        give_back(guest, reader)
         assert flags(guest) == GTF_permit_access
         assert (frames.refs[mfn], frames.type_count[mfn]) == (refs, uses)
 
@@ -75,32 +88,33 @@ def test_a_mapping_pins_the_frame_and_marks_the_entry() -> None:
 def test_both_sides_see_the_same_bytes() -> None:
     with world() as made:
         guest, _ = granted(made)
-        mapping = guest.domain.grants.map(0, 0, writable=True)
+        mapping = use(guest, 0, 0, writable=True)
         mapping.write(10, b"from Dom0")
         assert guest.domain.guest_memory.read(guest.vaddr(FREE_PFN) + 10, 9) == b"from Dom0"
         guest.domain.guest_memory.write(guest.vaddr(FREE_PFN), b"\1\2\3\4")
         assert mapping.read_u32(0) == 0x04030201
         mapping.write_u32(4, 0x55667788)
         assert mapping.read(4, 4) == bytes.fromhex("88776655")
-        guest.domain.grants.unmap(mapping)
+        give_back(guest, mapping)
 
 
 @pytest.mark.parametrize("ref", [1, ENTRIES_PER_FRAME - 1, ENTRIES_PER_FRAME, 0xFFFFFFFF, -1])
 def test_what_is_not_offered_cannot_be_mapped(ref: int) -> None:
     with world() as made:
         guest, _ = granted(made)
-        assert refusal(guest, ref) == EINVAL
+        assert refusal(guest, ref) == (EINVAL if 0 <= ref < ENTRIES_PER_FRAME else ENOENT)
 
 
 def test_an_offer_is_for_one_domain_and_one_way() -> None:
-    with world() as made:
+    with world(32) as made:
         guest, _ = granted(made)
+        made.add(2)
         assert refusal(guest, 0, domid=2) == EACCES
         set_flags(guest, GTF_permit_access | GTF_readonly)
         assert refusal(guest, 0) == EACCES
-        mapping = guest.domain.grants.map(0, 0, writable=False)
+        mapping = use(guest, 0, 0, writable=False)
         assert flags(guest) == GTF_permit_access | GTF_readonly | GTF_reading
-        guest.domain.grants.unmap(mapping)
+        give_back(guest, mapping)
 
 
 def test_a_frame_that_is_not_the_granters_cannot_be_mapped() -> None:
@@ -109,8 +123,8 @@ def test_a_frame_that_is_not_the_granters_cannot_be_mapped() -> None:
         other = made.add(2)
         for mfn in (other.mfns[FREE_PFN], 0, made.machine.frames.nr_frames, 0xFFFFFFFF):
             guest.domain.grants.seed(3, 0, mfn)
-            assert refusal(guest, 3) == EBUSY
-            assert refusal(guest, 3, writable=False) == EBUSY
+            assert refusal(guest, 3) == ENXIO
+            assert refusal(guest, 3, writable=False) == ENXIO
 
 
 def test_a_page_table_cannot_be_mapped_for_writing() -> None:
@@ -120,18 +134,18 @@ def test_a_page_table_cannot_be_mapped_for_writing() -> None:
         assert table is not None
         guest.domain.grants.seed(3, 0, table)
         assert refusal(guest, 3) == EBUSY
-        mapping = guest.domain.grants.map(3, 0, writable=False)
-        guest.domain.grants.unmap(mapping)
+        mapping = use(guest, 3, 0, writable=False)
+        give_back(guest, mapping)
 
 
 def test_a_page_mapped_for_writing_cannot_become_a_table() -> None:
     with world() as made:
         guest, mfn = granted(made)
-        mapping = guest.domain.grants.map(0, 0, writable=True)
+        mapping = use(guest, 0, 0, writable=True)
         assert guest.remap(FREE_PFN, READ_ONLY) == 0
         with pytest.raises(Refused):
             guest.domain.paging.pin(mfn, FrameType.L1)
-        guest.domain.grants.unmap(mapping)
+        give_back(guest, mapping)
         guest.domain.paging.pin(mfn, FrameType.L1)
         guest.domain.paging.unpin(mfn)
         guest.settle()
@@ -140,39 +154,39 @@ def test_a_page_mapped_for_writing_cannot_become_a_table() -> None:
 def test_what_the_granter_writes_into_a_used_entry_changes_nothing() -> None:
     with world() as made:
         guest, mfn = granted(made)
-        first = guest.domain.grants.map(0, 0, writable=False)
+        made.add(2)
+        first = use(guest, 0, 0, writable=False)
         guest.domain.grants.seed(0, 0, guest.mfns[FREE_PFN + 1])
-        second = guest.domain.grants.map(0, 0, writable=False)
+        second = use(guest, 0, 0, writable=False)
         assert second.mfn == mfn, "the frame of the first mapping counts"
         guest.domain.grants.seed(0, 2, guest.mfns[FREE_PFN + 1])
         with pytest.raises(Refused):
-            guest.domain.grants.map(0, 2, writable=False)
-        guest.domain.grants.unmap(first)
-        guest.domain.grants.unmap(second)
-        third = guest.domain.grants.map(0, 2, writable=False)
+            use(guest, 0, 2, writable=False)
+        give_back(guest, first)
+        give_back(guest, second)
+        third = use(guest, 0, 2, writable=False)
         assert third.mfn == guest.mfns[FREE_PFN + 1]
-        guest.domain.grants.unmap(third)
+        give_back(guest, third, 2)
 
 
 def test_a_mapping_is_given_back_once() -> None:
     with world() as made:
         guest, _ = granted(made)
-        mapping = guest.domain.grants.map(0, 0, writable=True)
-        guest.domain.grants.unmap(mapping)
+        mapping = use(guest, 0, 0, writable=True)
+        give_back(guest, mapping)
         with pytest.raises(Refused) as refused:
-            guest.domain.grants.unmap(mapping)
+            give_back(guest, mapping)
         assert refused.value.errno == ENOENT
 
 
 def test_a_mapping_outlives_its_granter() -> None:
     with world() as made:
         guest, mfn = granted(made)
-        grants = guest.domain.grants
-        mapping = grants.map(0, 0, writable=True)
+        mapping = use(guest, 0, 0, writable=True)
         made.remove(guest)
         assert made.machine.frames.refs[mfn] == 1
         mapping.write(0, b"still there")
-        grants.unmap(mapping)
+        made.dom0.maptrack.unmap(mapping)
         assert made.machine.frames.refs[mfn] == 0
         assert made.machine.memory.read(mfn << 12, 11) == bytes(11), "scrubbed when it was freed"
 
@@ -194,11 +208,11 @@ def test_a_table_grows_and_keeps_what_is_in_it() -> None:
         assert not set(grants.mfns) & made.machine.frames.pages_of(1)
         last = 3 * ENTRIES_PER_FRAME - 1
         grants.seed(last, 0, mfn)
-        mappings = [grants.map(ref, 0, writable=False) for ref in (0, last)]
+        mappings = [use(guest, ref, 0, writable=False) for ref in (0, last)]
         assert made.audit() == []
         for mapping in mappings:
-            grants.unmap(mapping)
-        assert refusal(guest, last + 1) == EINVAL
+            give_back(guest, mapping)
+        assert refusal(guest, last + 1) == ENOENT
 
 
 def test_a_table_has_a_limit() -> None:

@@ -795,14 +795,13 @@ def test_a17_a_page_mapped_by_a_peer_outlives_its_domain(world: World, guest: Gu
     mfn = guest.mfns[DATA]
     guest.domain.guest_memory.write(guest.vaddr(DATA), b"last words")
     guest.domain.grants.seed(8, 0, mfn)
-    mapping = guest.domain.grants.map(8, 0, writable=True)
-    table = guest.domain.grants
+    mapping = world.dom0.maptrack.map(guest.domain.grants, 8, writable=True)
     world.remove(guest)
     assert mapping.read(0, 10) == b"last words"
     heir = world.add(3)
     assert mfn not in heir.mfns
     assert heir.update_va(heir.vaddr(A), entry(mfn, READ_ONLY)) == -EBUSY
-    table.unmap(mapping)
+    world.dom0.maptrack.unmap(mapping)
     assert world.machine.frames.refs[mfn] == 0
     assert world.machine.memory.read(mfn * PAGE, PAGE) == bytes(PAGE)
 
@@ -904,3 +903,21 @@ def test_the_layout_is_what_the_helpers_say(guest: Guest) -> None:
     assert guest.vaddr(0) == BASE
     assert len(guest.mfns) == PAGES
     assert guest.world.audit() == []
+
+
+def test_a_frame_that_no_entry_lets_be_executed_is_unmarked(world: World, guest: Guest) -> None:
+    """The mark goes with the last right to execute, and not while another entry gives it."""
+    code, mfn = world.machine.memory.code, guest.mfns[DATA]
+    executable = KERNEL & ~PTE_NX
+    assert guest.remap(DATA, executable) == 0
+    assert code[mfn]
+    assert guest.engine.load(guest.vaddr(DATA)) is not None
+    assert guest.remap(DATA, KERNEL) == 0
+    assert not code[mfn]
+    assert not guest.engine.cached, "an executable entry may have been cached"
+    assert guest.remap(DATA, executable) == 0
+    assert guest.update_va(guest.vaddr(A), entry(mfn, executable & ~PTE_RW)) == 0
+    assert guest.remap(DATA, KERNEL) == 0
+    assert code[mfn]
+    assert guest.update_va(guest.vaddr(A), entry(mfn, READ_ONLY)) == 0
+    assert code[mfn], "two entries are left, and which of them was the last is not known"

@@ -53,7 +53,7 @@ def disassemble(code: bytes, address: int) -> Iterator[capstone.CsInsn]:
 
 @cache
 def instructions() -> list[capstone.CsInsn]:
-    """Return every instruction of every routine, the program of ring 3 included."""
+    """Return every instruction of every routine."""
     found: list[capstone.CsInsn] = []
     for section in kernel().sections:
         if "x" not in section.flags:
@@ -125,12 +125,8 @@ def test_only_the_port_goes_to_the_hypercall_page() -> None:
     assert text([i for i in callers if i.address not in port]) == []
 
 
-def test_only_system_calls_use_a_software_interrupt() -> None:
-    interrupts = [i for i in instructions() if i.mnemonic == "int"]
-    user = next(s for s in kernel().sections if s.name == ".user")
-    assert interrupts
-    assert {i.operands[0].imm for i in interrupts} == {0x80}
-    assert all(user.address <= i.address < user.address + user.size for i in interrupts)
+def test_the_kernel_uses_no_software_interrupt() -> None:
+    assert text([i for i in instructions() if i.mnemonic == "int"]) == []
 
 
 @pytest.mark.parametrize("source", sorted(GUESTOS.glob("*.s")), ids=lambda path: path.name)
@@ -160,5 +156,5 @@ def test_the_notes_say_what_the_builder_needs() -> None:
 def test_the_sections_lie_in_the_order_that_the_rights_rely_on() -> None:
     # memory_entry in memory.s tells code, constants and data apart by the sections' borders.
     names = [section.name for section in kernel().sections]
-    assert names == [".text", ".user", ".rodata", ".data", ".bss"]
+    assert names == [".text", ".rodata", ".bss"]
     assert all(section.address % PAGE == 0 for section in kernel().sections)

@@ -225,11 +225,11 @@ def test_decrease_of_a_granted_page_waits_for_the_unmap(world: World, guest: Gue
     [mfn] = unmap(guest, FREE_PFN)
     grants = guest.domain.grants
     grants.seed(8, 0, mfn)
-    mapping = grants.map(8, 0, writable=True)
+    mapping = world.dom0.maptrack.map(grants, 8, writable=True)
     assert reservation(guest, XENMEM_decrease_reservation, [mfn]) == 1
     assert world.machine.frames.owner[mfn] == guest.domain.domid
     assert world.audit() == []
-    grants.unmap(mapping)
+    world.dom0.maptrack.unmap(mapping)
     assert pages(guest) == PAGES - 1
 
 

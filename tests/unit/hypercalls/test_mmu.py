@@ -171,6 +171,44 @@ def test_accessed_and_dirty_can_be_kept(guest: Guest) -> None:
     assert guest.read_slot(slot) == 0
 
 
+def test_a_list_goes_from_table_to_table_and_each_is_checked(world: World, guest: Guest) -> None:
+    other = world.add()
+    upper = guest.mfns[L2_PFN] * PAGE + 8
+
+    def read_only(pfn: int) -> tuple[int, int]:
+        return guest.slot(pfn), entry(guest.mfns[pfn], READ_ONLY)
+
+    far = 600
+    assert guest.slot(far) // PAGE != guest.slot(A) // PAGE
+    updates = [
+        read_only(A),
+        read_only(far),
+        (upper, guest.read_slot(upper) | PTE_NX),
+        read_only(B),
+        (other.slot(A), 0),
+        read_only(DATA),
+    ]
+    pdone = guest.vaddr(DATA)
+    at = guest.place(flat(updates))
+    assert guest.call(guest.mmu.mmu_update, at, len(updates), pdone, DOMID_SELF) == -EINVAL
+    assert guest.domain.guest_memory.read_u32(pdone) == 4
+    for pfn in (A, far, B):
+        assert guest.domain.guest_memory.translate_write(guest.vaddr(pfn)) is None
+    assert guest.read_slot(upper) & PTE_NX
+    assert other.domain.guest_memory.translate_read(other.vaddr(A)) is not None
+    assert world.audit() == []
+
+
+@pytest.mark.parametrize("offset", [0, 8, 12])
+def test_a_list_may_lie_anywhere(guest: Guest, offset: int) -> None:
+    pfns = range(FREE_PFN, FREE_PFN + 300)  # more than fit in a page
+    updates = [(guest.slot(pfn), entry(guest.mfns[pfn], READ_ONLY)) for pfn in pfns]
+    at = guest.place(bytes(offset) + flat(updates))
+    assert guest.call(guest.mmu.mmu_update, at + offset, len(updates), 0, DOMID_SELF) == 0
+    memory = guest.domain.guest_memory
+    assert all(memory.translate_write(guest.vaddr(pfn)) is None for pfn in pfns)
+
+
 def test_an_upper_entry_changes_its_harmless_bits(guest: Guest) -> None:
     at = guest.mfns[L2_PFN] * PAGE + 8
     live = guest.read_slot(at)
@@ -233,6 +271,28 @@ def test_an_update_that_drops_a_large_table_keeps_the_guest_waiting(guest: Guest
     assert guest.call(guest.mmu.mmu_update, *restart.value.arguments) == 0
     assert guest.domain.guest_memory.read_u32(pdone) == 2
     assert guest.domain.guest_memory.translate_write(guest.vaddr(B)) is None
+
+
+def test_a_list_stops_at_the_entry_where_its_time_is_up(guest: Guest) -> None:
+    table = guest.make_table(B, {})
+    at_l2 = guest.mfns[L2_PFN] * PAGE + 8 * 100
+    pfns = range(FREE_PFN + 10, FREE_PFN + 110)
+    updates = [(at_l2, entry(table, TABLE))]  # it takes as long as many others
+    updates += [(guest.slot(pfn), entry(guest.mfns[pfn], READ_ONLY)) for pfn in pfns]
+    at = guest.place(flat(updates))
+    guest.domain.in_multicall = True
+    guest.domain.paging.work_left = 100
+    with pytest.raises(Restart) as restart:
+        guest.mmu.mmu_update(at, len(updates), 0, DOMID_SELF, 0)
+    guest.domain.in_multicall = False
+    assert guest.domain.paging.work_left == 0
+    rest, count, *_ = restart.value.arguments
+    done = len(updates) - (count & ~MMU_UPDATE_PREEMPTED)
+    assert rest == at + 16 * done
+    assert 1 < done < 40
+    writable = guest.domain.guest_memory.translate_write
+    left = [writable(guest.vaddr(pfn)) is not None for pfn in pfns]
+    assert left == [n >= done - 1 for n in range(len(pfns))]
 
 
 def test_operations_use_up_time_too(guest: Guest) -> None:

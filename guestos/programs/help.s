@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# help: tell what can be typed.
+
+.include "lib/program.inc"
+
+USAGE "usage: help\n"
+
+.section .text
+main:
+    cmp eax, 1
+    jne usage
+    mov eax, offset help_text
+    call put_text
+    xor eax, eax
+    ret
+
+.section .rodata
+help_text:
+    .ascii "  balloon N         give N pages to the hypervisor; -N takes them back\n"
+    .ascii "  bench [NAME]      how long system calls, forks and faults take\n"
+    .ascii "  cat [FILE]...     print files\n"
+    .ascii "  cowtest           pages shared until one writes\n"
+    .ascii "  crash             shut down as a crash\n"
+    .ascii "  echo [WORD]...    print words\n"
+    .ascii "  false             fail\n"
+    .ascii "  faulttest [NAME]  every exception, and what becomes of who makes it\n"
+    .ascii "  forktest [N]      fork N times, 1000 without a number\n"
+    .ascii "  fputest           registers of the FPU, in several processes at once\n"
+    .ascii "  halt              power off\n"
+    .ascii "  hello             hello from ring 3\n"
+    .ascii "  help              this list\n"
+    .ascii "  hog [PAGES]       use memory until there is no more\n"
+    .ascii "  hostile           try to harm the kernel\n"
+    .ascii "  kill [-N] ID...   end processes; -ID ends a group, such as a job\n"
+    .ascii "  ls                the files of the RAM disk\n"
+    .ascii "  mem               how memory is used\n"
+    .ascii "  primes [N]        count prime numbers\n"
+    .ascii "  ps                the processes\n"
+    .ascii "  reboot            shut down for a reboot\n"
+    .ascii "  sh [FILE]         a shell; it knows exit, history, jobs, kill and wait itself\n"
+    .ascii "  sleep SECONDS     wait\n"
+    .ascii "  spin [SECONDS]    keep a processor busy\n"
+    .ascii "  stress SECONDS    run all of this at random\n"
+    .ascii "  true              succeed\n"
+    .ascii "  uptime            time since boot\n"
+    .ascii "  vcpu [up N]       list virtual processors, bring one up or down\n"
+    .ascii "  wc [FILE]         count lines, words and bytes\n"
+    .ascii "A | B pipes, A & runs behind, A; B one after the other, $? is the last status.\n"
+    .asciz "The cursor keys edit, and bring lines of before; Ctrl-C ends what runs.\n"

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A block frontend whose guest is the test: real domain, real grants and ports, no kernel.
+
+Its pages are read and written in machine memory, as a guest would; the backend behind is the real
+one, and everything it defers runs in the hypervisor's own loop (``settle``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from struct import pack
+
+from xenlite.abi.x86_32p import (
+    BLKIF_OP_INDIRECT,
+    BLKIF_OP_READ,
+    SIZEOF_BLKIF_REQUEST,
+    BlkifRequestIndirect,
+    BlkifRequestSegment,
+    BlkifResponse,
+    GTF_permit_access,
+)
+from xenlite.dom0.blkif import ring_shape
+from xenlite.dom0.image import Image, RawImage
+from xenlite.dom0.ring import Page
+from xenlite.dom0.slot_ring import FrontRing, JoinedPages
+from xenlite.dom0.vbd import Vbd, vbd_paths
+from xenlite.dom0.xenbus import State
+from xenlite.hypervisor import Hypervisor
+
+PAGE = 4096
+NUMBER = 51712
+FIRST_REF = 16  # of the pages; the ring's come before
+
+
+class PlainStore:
+    """Nodes and watches, without rights or a wire; watches are told in the hypervisor's loop."""
+
+    def __init__(self, defer: Callable[[Callable[[], None]], None]) -> None:
+        self.nodes: dict[str, str] = {}
+        self.history: list[tuple[str, str]] = []
+        self._watches: list[tuple[str, Callable[[], None]]] = []
+        self._defer = defer
+
+    def read(self, path: str) -> str | None:
+        """Return a node's value."""
+        return self.nodes.get(path)
+
+    def write(self, path: str, value: str) -> None:
+        """Set a node's value."""
+        self.nodes[path] = value
+        self.history.append((path, value))
+        self._tell(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a node and what is below."""
+        for node in [node for node in self.nodes if f"{node}/".startswith(f"{path}/")]:
+            del self.nodes[node]
+            self._tell(node)
+
+    def watch(self, path: str, changed: Callable[[], None]) -> object:
+        """Call ``changed`` after each change of a node or what is below; and once at first."""
+        watch = (path, changed)
+        self._watches.append(watch)
+        self._defer(changed)
+        return watch
+
+    def unwatch(self, watch: object) -> None:
+        """End a watch."""
+        self._watches = [one for one in self._watches if one is not watch]
+
+    def _tell(self, path: str) -> None:
+        for watched, changed in self._watches:
+            if f"{path}/".startswith(f"{watched}/"):
+                self._defer(changed)
+
+
+class _GuestPage:
+    """One page of the domain, as its own kernel sees it."""
+
+    def __init__(self, hypervisor: Hypervisor, mfn: int) -> None:
+        self._memory = hypervisor.machine.memory
+        self._start = mfn * PAGE
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._memory.read(self._start + offset, size)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._memory.write(self._start + offset, data)
+
+    def read_u32(self, offset: int) -> int:
+        return self._memory.m32[(self._start + offset) >> 2]
+
+    def write_u32(self, offset: int, value: int) -> None:
+        self._memory.m32[(self._start + offset) >> 2] = value
+
+
+class Front:
+    """The frontend, and the backend that it talks to."""
+
+    def __init__(self, image: Image, *, read_only: bool = False, latency_ns: int = 0) -> None:
+        self._image = image
+        self.hypervisor = Hypervisor(32 << 20)
+        control = self.control = self.hypervisor.control()
+        self.domid = control.create_domain("front", max_pages=600, max_vcpus=1)
+        self.mfns = control.populate(self.domid, 600)
+        self.domain = self.hypervisor.domains[self.domid]
+        self.domain.grants.grow(2)
+        link = self.hypervisor.link(0)
+        self.store = PlainStore(link.defer)
+        self.paths = vbd_paths(0, self.domid, NUMBER)
+        self.said: list[str] = []
+        self.vbd = Vbd(
+            link,
+            self.store,
+            self.paths,
+            image,
+            read_only=read_only,
+            broken=lambda error: self.said.append(str(error)),
+            latency_ns=latency_ns,
+        )
+        self.ring: FrontRing
+        self.port = 0
+        self._next_id = 0
+
+    # -- the domain ---------------------------------------------------------------------------
+
+    def offer(self, ref: int, page: int, flags: int = 0) -> None:
+        """Offer a page to Dom0."""
+        content = pack("<HHI", GTF_permit_access | flags, 0, self.mfns[page])
+        table, index = divmod(ref, 512)
+        maddr = self.domain.grants.mfns[table] * PAGE + index * 8
+        self.hypervisor.machine.memory.write(maddr, content)
+
+    def page(self, number: int) -> _GuestPage:
+        """Return a page of the domain."""
+        return _GuestPage(self.hypervisor, self.mfns[number])
+
+    def settle(self, until: Callable[[], bool] | None = None, seconds: float = 10) -> None:
+        """Let the backend work until it has nothing to do, or something holds."""
+        done = until or (lambda: not self.vbd.ring or not self.vbd.ring.in_work)
+        for _ in range(3):  # what one turn defers is done in the next
+            deadline = self.hypervisor.machine.clock.monotonic_ns() + int(seconds * 1e9)
+            assert self.hypervisor.run(done, deadline)
+
+    # -- the device ---------------------------------------------------------------------------
+
+    def show(self, state: State | int) -> None:
+        """Show a state."""
+        number = state.value if isinstance(state, State) else state
+        self.store.write(f"{self.paths.frontend}/state", str(number))
+        self.settle()
+
+    @property
+    def seen(self) -> str | None:
+        """Return the state that the backend shows."""
+        return self.store.read(f"{self.paths.backend}/state")
+
+    def write(self, name: str, value: object) -> None:
+        """Write a node of the frontend."""
+        self.store.write(f"{self.paths.frontend}/{name}", str(value))
+
+    def connect(self, *, pages: int = 1, persistent: bool = False, start: int = 0) -> None:
+        """Make a ring of the first pages, and let the backend join it."""
+        for ref in range(pages):
+            self.offer(ref, ref)
+        joined: Page = JoinedPages([self.page(n) for n in range(pages)])
+        self.ring = FrontRing(joined, ring_shape(pages), start)
+        self.port = self.domain.events.alloc_unbound(0)
+        if pages == 1:
+            self.write("ring-ref", 0)
+        else:
+            self.write("ring-page-order", pages.bit_length() - 1)
+            for n in range(pages):
+                self.write(f"ring-ref{n}", n)
+        self.write("event-channel", self.port)
+        self.write("protocol", "x86_32-abi")
+        self.write("feature-persistent", int(persistent))
+        self.show(State.INITIALISED)
+
+    # -- requests -----------------------------------------------------------------------------
+
+    def put(
+        self,
+        operation: int,
+        sector: int = 0,
+        segments: Sequence[tuple[int, int, int]] = (),
+        *,
+        count: int | None = None,
+    ) -> int:
+        """Put a request into the ring; return its id. Segments are (ref, first, last)."""
+        self._next_id += 1
+        head = pack(
+            "<BBHQQ",
+            operation,
+            len(segments) if count is None else count,
+            0,
+            self._next_id,
+            sector,
+        )
+        raw = b"".join(BlkifRequestSegment(*segment).pack() for segment in segments)
+        self.ring.put((head + raw).ljust(SIZEOF_BLKIF_REQUEST, b"\0"))
+        return self._next_id
+
+    def put_indirect(
+        self, operation: int, sector: int, segments: Sequence[tuple[int, int, int]], page: int
+    ) -> int:
+        """Put a request whose segments lie in a page of the domain, offered under its number."""
+        self._next_id += 1
+        raw = b"".join(BlkifRequestSegment(*segment).pack() for segment in segments)
+        for n in range(0, max(len(raw), 1), PAGE):
+            self.page(page + n // PAGE).write(0, raw[n : n + PAGE])
+            self.offer(page + n // PAGE, page + n // PAGE)
+        request = BlkifRequestIndirect(
+            BLKIF_OP_INDIRECT,
+            operation,
+            len(segments),
+            self._next_id,
+            sector,
+            0,
+            tuple(range(page, page + 8)),
+        )
+        self.ring.put(request.pack().ljust(SIZEOF_BLKIF_REQUEST, b"\0"))
+        return self._next_id
+
+    def send(self) -> None:
+        """Publish what was put in, and notify if the backend wants it."""
+        if self.ring.publish():
+            self.domain.events.send(self.port)
+
+    def answers(self) -> dict[int, int]:
+        """Wait until the backend is idle; return the status of each answered request."""
+        self.send()
+        self.settle()
+        found = [BlkifResponse.unpack(raw) for raw in self.ring.take(999)]
+        self.ring.has_more()
+        assert len({answer.id for answer in found}) == len(found), "an id twice"
+        return {answer.id: answer.status for answer in found}
+
+    def ask(
+        self,
+        operation: int,
+        sector: int = 0,
+        segments: Sequence[tuple[int, int, int]] = (),
+        *,
+        count: int | None = None,
+    ) -> int:
+        """Make one request: its status."""
+        number = self.put(operation, sector, segments, count=count)
+        answers = self.answers()
+        assert list(answers) == [number]
+        return answers[number]
+
+    def read(self, sector: int, page: int = 20) -> bytes:
+        """Read a page of the disk."""
+        self.offer(page, page)
+        assert self.ask(BLKIF_OP_READ, sector, [(page, 0, 7)]) == 0
+        return self.page(page).read(0, PAGE)
+
+    def close(self) -> None:
+        """Take everything down, device first, and demand that nothing is left."""
+        self.vbd.close()
+        self._image.close()
+        assert self.control.audit() == []
+        assert list(self.domain.grants.uses()) == []
+        assert list(self.hypervisor.domains[0].maptrack.pins()) == []
+        self.hypervisor.close()
+
+
+@contextmanager
+def front(
+    path: Path, *, read_only: bool = False, latency_ns: int = 0, image: Image | None = None
+) -> Iterator[Front]:
+    """Make a disk of a file, and a frontend for it."""
+    made = Front(
+        image or RawImage(path, read_only=read_only), read_only=read_only, latency_ns=latency_ns
+    )
+    try:
+        yield made
+    except BaseException:
+        made.vbd.close()
+        made.hypervisor.close()
+        raise
+    made.close()

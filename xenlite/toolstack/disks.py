@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Give a domain its disks: image, XenStore nodes, backend; and take them away again."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from xenlite.dom0.device_store import Dom0Store
+from xenlite.dom0.image import RawImage
+from xenlite.dom0.vbd import Vbd, vbd_paths
+from xenlite.toolstack.store_nodes import device_paths, vbd_nodes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from xenlite.dom0.xenstore.store import XenStore
+    from xenlite.doors import Link
+    from xenlite.errors import PeerError
+    from xenlite.toolstack.disk_config import DiskConfig
+
+
+def open_images(disks: Sequence[DiskConfig], undo: ExitStack) -> list[RawImage]:
+    """Open the images of all disks. Raises ConfigError for the first that can't be used."""
+    images = []
+    for disk in disks:
+        image = RawImage(disk.target, read_only=disk.read_only)
+        undo.callback(image.close)
+        images.append(image)
+    return images
+
+
+class Disks:
+    """The disks of one running domain. ``broken`` hears what its frontends do wrong."""
+
+    def __init__(
+        self,
+        link: Link,
+        store: XenStore,
+        domid: int,
+        undo: ExitStack,
+        broken: Callable[[PeerError], None],
+    ) -> None:
+        self._link = link
+        self._store = store
+        self._domid = domid
+        self._broken = broken
+        self._nodes = Dom0Store(link, store.server)
+        self._undo = undo.enter_context(ExitStack())
+        self._undo.callback(self._nodes.close)
+        self._attached: dict[int, ExitStack] = {}
+
+    def attach(self, disk: DiskConfig, image: RawImage) -> Vbd:
+        """Show a disk to the domain, which may run already. The image stays the caller's."""
+        paths = vbd_paths(self._link.domid, self._domid, disk.number)
+        with ExitStack() as undo:
+            undo.callback(self._store.remove, device_paths(self._domid, "vbd", disk.number))
+            self._store.put(
+                vbd_nodes(
+                    self._domid,
+                    disk.number,
+                    disk.vdev,
+                    f"aio:{disk.target}",
+                    mode="r" if disk.read_only else "w",
+                    kind="cdrom" if disk.is_cdrom else "disk",
+                )
+            )
+            vbd = Vbd(
+                self._link,
+                self._nodes,
+                paths,
+                image,
+                read_only=disk.read_only,
+                is_cdrom=disk.is_cdrom,
+                broken=self._broken,
+            )
+            undo.callback(vbd.close)
+            self._attached[disk.number] = self._undo.enter_context(undo.pop_all())
+        return vbd
+
+    def detach(self, number: int) -> None:
+        """Take a disk away, whatever its frontend is doing; I/O in work is finished."""
+        self._attached.pop(number).close()
