@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from xenlite.hypervisor import Hypervisor
 
 
-L3_LEVEL: Final = 3
+_L3_LEVEL: Final = 3
 _SHIFT_OF_LEVEL: Final = {3: L3_SHIFT, 2: L2_SHIFT, 1: L1_SHIFT}
 
 
@@ -211,16 +211,9 @@ class ControlDoor:
 
     def translate(self, domid: int, vcpu: int, vaddr: int) -> int | None:
         """Walk the vCPU's page tables: the machine address, or None where not present."""
-        table = self._vcpu(domid, vcpu).cr3_mfn
-        if table is None:
-            return None
-        at = table << PAGE_SHIFT
-        for shift in (L3_SHIFT, L2_SHIFT, L1_SHIFT):
-            entry = self._memory.m64[(at >> 3) + (vaddr >> shift & INDEX_MASK)]
-            if not entry & PTE_P:
-                return None
-            at = entry & PTE_ADDRESS
-        return int(at) | (vaddr & (PAGE_SIZE - 1))
+        steps = self.page_walk(domid, vcpu, vaddr)
+        mfn = steps[-1].mfn if steps else None
+        return None if mfn is None else mfn << PAGE_SHIFT | vaddr & (PAGE_SIZE - 1)
 
     def read_virtual(self, domid: int, vcpu: int, vaddr: int, size: int) -> bytes:
         """Read guest memory as far as it is mapped (shorter than ``size`` where it ends)."""
@@ -238,21 +231,23 @@ class ControlDoor:
         """Follow the vCPU's page tables to an address, as far as they are present."""
         table = self._vcpu(domid, vcpu).cr3_mfn
         steps: list[PageStep] = []
-        for level, shift in ((3, L3_SHIFT), (2, L2_SHIFT), (1, L1_SHIFT)):
+        for level, shift in _SHIFT_OF_LEVEL.items():
             if table is None:
                 break
             index = vaddr >> shift & INDEX_MASK
-            entry = self._memory.m64[table * ENTRIES + index]
+            slot = table * ENTRIES + index
+            entry = self._memory.m64[slot]
             table = (entry & PTE_ADDRESS) >> PAGE_SHIFT if entry & PTE_P else None
             steps.append(
                 PageStep(
                     level,
                     index,
+                    slot * 8,
                     entry,
                     table,
                     # An L3 entry of PAE has no rights: it takes none away.
-                    writable=level == L3_LEVEL or bool(entry & PTE_RW),
-                    user=level == L3_LEVEL or bool(entry & PTE_US),
+                    writable=level == _L3_LEVEL or bool(entry & PTE_RW),
+                    user=level == _L3_LEVEL or bool(entry & PTE_US),
                     executable=not entry & PTE_NX,
                 )
             )
@@ -287,6 +282,7 @@ class ControlDoor:
         owner = frames.owner[mfn]
         return FrameInfo(
             owner=None if owner == DOMID_INVALID else owner,
+            pfn=frames.m2p[mfn],
             type=FrameType(frames.kind[mfn]).name.lower(),
             type_count=frames.type_count[mfn],
             references=frames.refs[mfn],

@@ -90,29 +90,6 @@ class VcpuInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class TableEntry:
-    """One step of a page walk: the level, where the entry lies, and what it says."""
-
-    level: int
-    maddr: int
-    entry: int
-
-
-@dataclass(frozen=True, slots=True)
-class FrameInfo:
-    """One frame of the machine: whose, what it is, and the L1 entries that map it."""
-
-    mfn: int
-    owner: int
-    kind: str
-    type_count: int
-    refs: int
-    is_pinned: bool
-    pfn: int
-    mapped_by: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class PortInfo:
     """One open event port."""
 
@@ -194,14 +171,11 @@ class Debugger(Protocol):
     def vcpus(self) -> list[VcpuInfo]:
         """Tell what each vCPU does."""
 
-    def walk(self, vcpu: int, vaddr: int) -> list[TableEntry]:
-        """Follow the vCPU's page tables as far as they lead, from the top."""
-
     def frame_of(self, pfn: int) -> int | None:
         """Return the mfn that the machine-to-phys table gives this pfn of the domain, if any."""
 
-    def frame(self, mfn: int) -> FrameInfo:
-        """Tell all about one frame; finds who maps it by looking at every L1 table."""
+    def mapped_by(self, mfn: int) -> list[int]:
+        """Find the L1 entries that map a frame, by looking at all: their machine addresses."""
 
     def ports(self) -> list[PortInfo]:
         """List the open event ports."""

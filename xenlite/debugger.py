@@ -28,11 +28,9 @@ from xenlite.debug_doors import (
     Access,
     Change,
     DebugStop,
-    FrameInfo,
     GrantInfo,
     PortInfo,
     StopKind,
-    TableEntry,
     VcpuInfo,
     Writer,
 )
@@ -233,18 +231,13 @@ class DomainDebugger:
         """Tell what each vCPU does."""
         return inspection.vcpus(self._attached())
 
-    def walk(self, vcpu: int, vaddr: int) -> list[TableEntry]:
-        """Follow the vCPU's page tables as far as they lead, from the top."""
-        self._check_attached()
-        return inspection.walk(self._vcpu(vcpu), vaddr)
-
     def frame_of(self, pfn: int) -> int | None:
         """Return the mfn that the machine-to-phys table gives this pfn of the domain, if any."""
         return inspection.frame_of(self._attached(), pfn)
 
-    def frame(self, mfn: int) -> FrameInfo:
-        """Tell all about one frame; finds who maps it by looking at every L1 table."""
-        return inspection.frame(self._attached().machine, mfn)
+    def mapped_by(self, mfn: int) -> list[int]:
+        """Find the L1 entries that map a frame, by looking at all: their machine addresses."""
+        return inspection.mapped_by(self._attached().machine, mfn)
 
     def ports(self) -> list[PortInfo]:
         """List the open event ports."""

@@ -80,13 +80,14 @@ class CrashRecord:
 
 @dataclass(frozen=True, slots=True)
 class PageStep:
-    """One entry on the way through page tables; ``mfn`` is None where it isn't present.
+    """One entry on the way through page tables, at machine address ``maddr``.
 
-    The rights are those of this entry alone.
+    It leads to ``mfn``, None where it isn't present. The rights are those of this entry alone.
     """
 
     level: int
     index: int
+    maddr: int
     entry: int
     mfn: int | None
     writable: bool
@@ -96,9 +97,13 @@ class PageStep:
 
 @dataclass(frozen=True, slots=True)
 class FrameInfo:
-    """What a frame is used as, and how often; ``owner`` is None for nobody."""
+    """What a frame is used as, and how often; ``owner`` is None for nobody.
+
+    ``pfn`` is what the machine-to-phys table says that its owner calls it.
+    """
 
     owner: int | None
+    pfn: int
     type: str
     type_count: int
     references: int

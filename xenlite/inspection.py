@@ -3,36 +3,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from xenlite.abi.x86_32p import (
-    EINVAL,
-    SHARED_INFO_EVTCHN_MASK,
-    SHARED_INFO_EVTCHN_PENDING,
-)
-from xenlite.debug_doors import FrameInfo, GrantInfo, PortInfo, TableEntry, VcpuInfo
+from xenlite.abi.x86_32p import SHARED_INFO_EVTCHN_MASK, SHARED_INFO_EVTCHN_PENDING
+from xenlite.debug_doors import GrantInfo, PortInfo, VcpuInfo
 from xenlite.doors import HypercallRecord
-from xenlite.errors import Refused
 from xenlite.machine.frames import FrameType
 from xenlite.machine.memory import PAGE_SHIFT
-from xenlite.machine.x86_32p import (
-    ENTRIES,
-    INDEX_MASK,
-    L1_SHIFT,
-    L2_SHIFT,
-    L3_SHIFT,
-    PTE_ADDRESS,
-    PTE_P,
-)
+from xenlite.machine.x86_32p import ENTRIES, PTE_ADDRESS, PTE_P
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from xenlite.core.domain import Domain
-    from xenlite.core.vcpu import Vcpu
     from xenlite.machine.machine import Machine
-
-_LEVELS: Final = ((3, L3_SHIFT), (2, L2_SHIFT), (1, L1_SHIFT))
 
 
 def vcpus(domain: Domain) -> list[VcpuInfo]:
@@ -51,50 +35,21 @@ def vcpus(domain: Domain) -> list[VcpuInfo]:
     ]
 
 
-def walk(vcpu: Vcpu, vaddr: int) -> list[TableEntry]:
-    """Follow the vCPU's page tables as far as they lead, from the top."""
-    memory = vcpu.domain.machine.memory
-    steps: list[TableEntry] = []
-    if vcpu.cr3_mfn is None:
-        return steps
-    at = vcpu.cr3_mfn << PAGE_SHIFT
-    for level, shift in _LEVELS:
-        maddr = at + (vaddr >> shift & INDEX_MASK) * 8
-        entry = memory.m64[maddr >> 3]
-        steps.append(TableEntry(level, maddr, entry))
-        at = entry & PTE_ADDRESS
-        if not entry & PTE_P or at >= memory.size_bytes:
-            break
-    return steps
-
-
 def frame_of(domain: Domain, pfn: int) -> int | None:
     """Return the mfn that the machine-to-phys table gives this pfn of the domain, if any."""
     frames = domain.machine.frames
     return next((mfn for mfn in frames.pages_of(domain.domid) if frames.m2p[mfn] == pfn), None)
 
 
-def frame(machine: Machine, mfn: int) -> FrameInfo:
-    """Tell all about one frame; finds who maps it by looking at every L1 table."""
-    frames, m64 = machine.frames, machine.memory.m64
-    if not 0 <= mfn < frames.nr_frames:
-        raise Refused(EINVAL, "frames.no-such-frame", mfn)
-    mapped_by = [
+def mapped_by(machine: Machine, mfn: int) -> list[int]:
+    """Find the L1 entries that map a frame, by looking at all: their machine addresses."""
+    m64 = machine.memory.m64
+    return [
         slot * 8
-        for table in _frames_of_kind(frames.kind, FrameType.L1)
+        for table in _frames_of_kind(machine.frames.kind, FrameType.L1)
         for slot, entry in enumerate(m64[table * ENTRIES : (table + 1) * ENTRIES], table * ENTRIES)
         if entry & PTE_P and (entry & PTE_ADDRESS) >> PAGE_SHIFT == mfn
     ]
-    return FrameInfo(
-        mfn=mfn,
-        owner=frames.owner[mfn],
-        kind=FrameType(frames.kind[mfn]).name.lower(),
-        type_count=frames.type_count[mfn],
-        refs=frames.refs[mfn],
-        is_pinned=mfn in frames.pinned,
-        pfn=frames.m2p[mfn],
-        mapped_by=tuple(mapped_by),
-    )
 
 
 def _frames_of_kind(kinds: bytearray, kind: FrameType) -> Iterator[int]:

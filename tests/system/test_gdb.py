@@ -8,7 +8,6 @@ import re
 from tests.support.gdb import RawClient, listening, needs_gdb, run_beside, run_gdb
 from tests.support.guest import KERNEL_AND_PROGRAM, boot, made, traps
 from tests.support.guests import SMP
-from xenlite import inspection
 from xenlite.abi.x86_32p import SHUTDOWN_crash
 
 pytestmark = needs_gdb
@@ -238,7 +237,7 @@ done:
 result: .long 0
 """
     with made(source) as guest:
-        table = inspection.walk(guest.domain.current, guest.symbols["result"])[2].maddr
+        table = guest.control.page_walk(guest.domid, 0, guest.symbols["result"])[2].maddr
         mapped = next(
             vaddr
             for vaddr in range(0xC0000000, 0xC0400000, 4096)
@@ -310,7 +309,7 @@ victim: .space 4096
 """
     with made(source) as guest:
         control, domid = guest.control, guest.domid
-        entry = inspection.walk(guest.domain.current, guest.symbols["victim"])[2].maddr
+        entry = guest.control.page_walk(guest.domid, 0, guest.symbols["victim"])[2].maddr
         table = next(
             vaddr
             for vaddr in range(0xC0000000, 0xC0400000, 4096)

@@ -7,7 +7,6 @@ import re
 
 from tests.support.gdb import needs_gdb, run_gdb
 from tests.support.guest import KERNEL_AND_PROGRAM, made, traps
-from xenlite import inspection
 from xenlite.abi.x86_32p import HYPERVISOR_mmu_update, HYPERVISOR_multicall
 
 pytestmark = needs_gdb
@@ -160,7 +159,7 @@ unbound: .word DOMID_SELF, 0
         assert maddr is not None
         mfn = maddr >> 12
         pfn = (guest.symbols["unbound"] - 0xC0000000) >> 12
-        l1 = inspection.walk(guest.domain.current, guest.symbols["unbound"])[2].maddr
+        l1 = guest.control.page_walk(guest.domid, 0, guest.symbols["unbound"])[2].maddr
         said = run_gdb(
             guest,
             f"""

@@ -9,7 +9,6 @@ import threading
 from tests.support.gdb import RawClient, listening, needs_gdb, run_beside, run_gdb
 from tests.support.guest import KERNEL_AND_PROGRAM, made, traps
 from tests.support.guests import SMP
-from xenlite import inspection
 
 ONE_STORE_IN_MANY = """
     mov ecx, 20000
@@ -319,7 +318,7 @@ entry: .long 0
 victim: .space 4096
 """
     with made(source) as guest:
-        step = inspection.walk(guest.domain.current, guest.symbols["victim"])[2]
+        step = guest.control.page_walk(guest.domid, 0, guest.symbols["victim"])[2]
         control, domid = guest.control, guest.domid
         place = next(
             vaddr + (step.maddr & 0xFFF)

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xenlite.abi.x86_32p import ENOENT
-from xenlite.errors import ConfigError, Fault, Refused
+from xenlite.errors import ConfigError, Fault
+from xenlite.toolstack.store_client import StoreClient, StoreError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator
-
-    from xenlite.toolstack.store_client import StoreClient
 
 EXIT_OK = 0
 EXIT_NOT = 1
@@ -30,7 +29,6 @@ _ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}
 def run(options: argparse.Namespace) -> int:
     """Do one verb; return the exit status."""
     from xenlite.toolstack.socket_dir import STORE_SOCKET
-    from xenlite.toolstack.store_client import StoreClient
 
     directory: Path = options.socket_dir or _only_running()
     verb: Callable[[StoreClient, argparse.Namespace], int] = options.store_verb
@@ -67,7 +65,7 @@ def list_tree(client: StoreClient, options: argparse.Namespace) -> int:
         try:
             value = client.read(path)
             entries = client.permissions(path) if options.permissions else []
-        except Refused as refused:
+        except StoreError as refused:
             if refused.errno != ENOENT:
                 raise
             continue
@@ -91,7 +89,7 @@ def _below(client: StoreClient, top: str) -> Iterator[tuple[str, int]]:
         yield path, depth
         try:
             names = client.directory(path)
-        except Refused as refused:
+        except StoreError as refused:
             if refused.errno != ENOENT:
                 raise
             continue

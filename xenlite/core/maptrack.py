@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import EBADF, EINVAL, ENOENT, ENOSPC
+from xenlite.abi.x86_32p import EBADF, ENOENT, ENOSPC
 from xenlite.errors import Refused
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.x86_32p import PTE_RW
@@ -205,8 +205,7 @@ class Maptrack:
 
     def leave(self, mapping: MappedGrant, slot: int) -> None:
         """Clear the entry. Raises Refused(EINVAL) where it maps something else by now."""
-        if not mapping.on_host:
-            raise Refused(EINVAL, "grants.not-on-the-host", mapping.handle)
+        assert mapping.on_host, mapping.handle
         self._paging.clear_granted(slot, mapping.mfn, writable=mapping.writable)
         self._leave_host(mapping)
 

@@ -6,18 +6,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
-    DOMID_INVALID,
     DOMID_XEN,
-    ERRNO_NAMES,
-    HYPERCALL_ARGS,
     HYPERCALL_NAMES,
     SHUTDOWN_NAMES,
     VIRQ_NAMES,
     GTF_readonly,
 )
 from xenlite.debug_doors import StopKind, Writer
-from xenlite.doors import HypercallRecord
 from xenlite.errors import Refused
+from xenlite.toolstack.call_text import call_line, call_text, refused_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,7 +42,7 @@ _PTE_FLAGS: Final = (
 )  # fmt: skip
 _PTE_MFN: Final = 0xFFFFFFF
 _LONGEST_INSTRUCTION: Final = 15
-_OWNERS: Final = {DOMID_XEN: "xenlite", DOMID_INVALID: "nobody: free"}
+_OWNERS: Final = {DOMID_XEN: "xenlite", None: "nobody: free"}
 
 
 class Monitor:
@@ -116,7 +113,7 @@ class Monitor:
         return _lines(lines)
 
     def _walk(self, words: Sequence[str], vcpu: int) -> str:
-        steps = self._debugger.walk(vcpu, _address(words))
+        steps = self._control.page_walk(self._domid, vcpu, _address(words))
         lines = [
             f"L{step.level} entry at {step.maddr:#010x}: {_entry(step.entry)}" for step in steps
         ]
@@ -128,16 +125,18 @@ class Monitor:
         return f"pfn {pfn:#x}: " + ("none\n" if mfn is None else f"mfn {mfn:#x}\n")
 
     def _frame(self, words: Sequence[str], _vcpu: int) -> str:
-        info = self._debugger.frame(_address(words))
+        mfn = _address(words)
+        info = self._control.frame(mfn)
         owner = _OWNERS.get(info.owner, f"domain {info.owner}")
         pinned = ", pinned" if info.is_pinned else ""
-        return _lines(
-            [
-                f"mfn {info.mfn:#x}: owner {owner}; type {info.kind}, used {info.type_count} times"
-                f" as such{pinned}; {info.refs} references; pfn {info.pfn:#x}",
-                *(f"  mapped by the L1 entry at {maddr:#010x}" for maddr in info.mapped_by),
-            ]
-        )
+        lines = [
+            f"mfn {mfn:#x}: owner {owner}; type {info.type}, used {info.type_count} times"
+            f" as such{pinned}; {info.references} references; pfn {info.pfn:#x}"
+        ]
+        lines += [
+            f"  mapped by the L1 entry at {maddr:#010x}" for maddr in self._debugger.mapped_by(mfn)
+        ]
+        return _lines(lines)
 
     def _ports(self, _words: Sequence[str], _vcpu: int) -> str:
         lines = []
@@ -164,7 +163,7 @@ class Monitor:
         records = self._debugger.hypercalls()
         if words:
             records = records[-max(_number(words[0], 10), 1) :]
-        return _lines([f"{call(one)}{_result(one.result)}" for one in records]) or "none\n"
+        return _lines([call_line(one) for one in records]) or "none\n"
 
     def _break_hypercall(self, words: Sequence[str], _vcpu: int) -> str:
         if not words:
@@ -196,39 +195,13 @@ def describe(control: Control, domid: int, stop: DebugStop) -> str:
     if stop.change is not None:
         return f"xenlite: {_change(control, domid, stop.vcpu, stop.change)}\n"
     if stop.hypercall is not None:
-        return f"xenlite: before {call(stop.hypercall)}\n"
+        call = call_text(stop.hypercall.number, stop.hypercall.arguments)
+        return f"xenlite: before {call}\n"
     if stop.refusal is not None:
-        refusal = stop.refusal
-        record = HypercallRecord(refusal.number, refusal.arguments, None)
-        error = ERRNO_NAMES.get(refusal.errno, str(refusal.errno))
-        argument = refusal.argument
-        what = hex(argument) if isinstance(argument, int) else argument
-        detail = "" if what is None else f" ({what})"
-        return f"xenlite: refused: {call(record)} = -{error}: {refusal.rule}{detail}\n"
+        return f"xenlite: refused: {refused_line(stop.refusal)}\n"
     if stop.kind is StopKind.CRASH:
         return f"xenlite: the domain would crash here: {stop.crash}\n"
     return ""
-
-
-def call(record: HypercallRecord) -> str:
-    """Write a hypercall with its registers, by the names of the arguments that they hold."""
-    name = HYPERCALL_NAMES.get(record.number, f"hypercall {record.number}")
-    words = iter(record.arguments)
-    arguments = []
-    for argument, kind in HYPERCALL_ARGS.get(name, ()):
-        value = next(words, 0)
-        if kind == "uint64":
-            value |= next(words, 0) << 32
-        arguments.append(f"{argument}={value:#x}")
-    return f"{name}({', '.join(arguments)})"
-
-
-def _result(value: int | None) -> str:
-    if value is None:
-        return ""
-    signed = value - (1 << 32) if value >> 31 else value
-    error = ERRNO_NAMES.get(-signed) if signed < 0 else None
-    return f" = {signed:#x}" if error is None else f" = -{error}"
 
 
 def _change(control: Control, domid: int, vcpu: int, change: Change) -> str:

@@ -18,13 +18,17 @@ from xenlite.abi.x86_32p import (
     OPERATIONS,
     SCALAR_SIZES,
     STRUCTURES,
+    HYPERVISOR_iret,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from xenlite.doors import HypercallRecord, Refusal
+
     Copies = Sequence[tuple[int, bytes, int]]
 
+_WORD: Final = 0xFFFFFFFF
 MOST_SHOWN: Final = 8  # entries of a list
 MOST_TEXT: Final = 64  # bytes of a text or of an array
 _NAMES: Final[Mapping[str, Mapping[int, str]]] = {
@@ -55,6 +59,25 @@ def call_text(number: int, registers: Sequence[int], copies: Copies = ()) -> str
             shown = _pointed(target, LISTS.get(name, {}).get(argument), copies)
         arguments.append(f"{argument}={shown}")
     return f"{name}({', '.join(arguments)})"
+
+
+def call_line(record: HypercallRecord) -> str:
+    """Write a remembered hypercall with its result; an iret goes elsewhere and has none."""
+    call = call_text(record.number, record.arguments)
+    if record.number == HYPERVISOR_iret:
+        return call
+    return f"{call} = {'not finished' if record.result is None else result_text(record.result)}"
+
+
+def refused_line(refusal: Refusal) -> str:
+    """Write a refused hypercall with the rule that it broke, and by what."""
+    argument = refusal.argument
+    what = hex(argument) if isinstance(argument, int) else argument
+    rule = refusal.rule if what is None else f"{refusal.rule} ({what})"
+    if refusal.entry is not None:
+        rule += f" in entry {refusal.entry}"
+    call = call_text(refusal.number, refusal.arguments)
+    return f"{call} = {result_text(-refusal.errno & _WORD)}: {rule}"
 
 
 def result_text(value: int) -> str:

@@ -7,19 +7,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import HYPERVISOR_iret
-from xenlite.toolstack.call_text import call_text, result_text
+from xenlite.toolstack.call_text import call_line, refused_line
 from xenlite.toolstack.event_text import event_line, happenings
 from xenlite.trace_format import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from xenlite.doors import Control, CrashRecord, HypercallRecord, Refusal
+    from xenlite.doors import Control, CrashRecord, Refusal
     from xenlite.toolstack.symbols import Symbols
     from xenlite.trace_format import Record
 
-_WORD: Final = 0xFFFFFFFF
 STACK_WORDS: Final = 32
 CODE_BYTES: Final = 15  # the longest instruction
 EVENTS: Final = 64
@@ -98,7 +96,7 @@ def crash_report(
         ),
         walks=tuple(_walk(control, record, register) for register in ("cr2", "eip", "esp")),
         stack=tuple(_stack(control, record, symbols, esp)),
-        hypercalls=tuple(_hypercall(one) for one in record.hypercalls),
+        hypercalls=tuple(map(call_line, record.hypercalls)),
         events=tuple(event_line(one, symbols, end_ns) for one in list(happenings(own))[-EVENTS:]),
         console=tuple(console_tail),
     )
@@ -137,15 +135,9 @@ def refusal_line(refusal: Refusal, symbols: Symbols) -> str:
     The caller is the return address on the stack where that is code (a call of the hypercall
     page), else the ``int`` itself.
     """
-    call = call_text(refusal.number, refusal.arguments)
-    argument = refusal.argument
-    what = hex(argument) if isinstance(argument, int) else argument
-    rule = refusal.rule if what is None else f"{refusal.rule} ({what})"
-    if refusal.entry is not None:
-        rule += f" in entry {refusal.entry}"
     caller = refusal.caller
     place = caller if caller is not None and symbols.is_code(caller) else refusal.eip
-    return f"{call} = {result_text(-refusal.errno & _WORD)}: {rule}, from {symbols.show(place)}"
+    return f"{refused_line(refusal)}, from {symbols.show(place)}"
 
 
 def _registers(registers: dict[str, int]) -> Iterator[str]:
@@ -208,10 +200,3 @@ def _stack_lines(report: CrashReport) -> Iterator[str]:
         yield "stack words that point into the kernel's code:"
         for word in named:
             yield f"  {word.address:08x}  {word.value:08x} <{word.label}>"
-
-
-def _hypercall(record: HypercallRecord) -> str:
-    call = call_text(record.number, record.arguments)
-    if record.number == HYPERVISOR_iret:
-        return call  # goes elsewhere and has no result
-    return f"{call} = {'not finished' if record.result is None else result_text(record.result)}"

@@ -29,22 +29,27 @@ from xenlite.abi.x86_32p import (
     XS_WRITE,
 )
 from xenlite.dom0.xenstore.wire import Decoder, Message
-from xenlite.errors import ConfigError, Fault, PeerError, Refused
+from xenlite.errors import ConfigError, Fault, PeerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-_ERRNOS: Final = {name.encode(): errno for errno, name in ERRNO_NAMES.items()}
+_ERRNOS: Final = {name: errno for errno, name in ERRNO_NAMES.items()}
 _READ_BYTES: Final = 4096
 Answer = TypeVar("Answer")
 
 
-class StoreClient:
-    """One connection. Requests raise Refused, whose rule is the store's own word for the error.
+class StoreError(ConfigError):
+    """Report that the store has refused a request, in its own word: ``/no: ENOENT``."""
 
-    ConfigError where nobody answers.
-    """
+    def __init__(self, path: str, word: str) -> None:
+        super().__init__(Fault(path, word))
+        self.errno = _ERRNOS.get(word, EINVAL)
+
+
+class StoreClient:
+    """One connection. Requests raise StoreError; ConfigError where nobody answers."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -72,7 +77,7 @@ class StoreClient:
         """Tell whether there is such a node."""
         try:
             self.read(path)
-        except Refused as refused:
+        except StoreError as refused:
             if refused.errno != ENOENT:
                 raise
             return False
@@ -90,7 +95,7 @@ class StoreClient:
         """Return the names of a node's children, however many."""
         try:
             names = self._ask(XS_DIRECTORY, path)
-        except Refused as refused:
+        except StoreError as refused:
             if refused.errno != E2BIG:
                 raise
             names = self._long_directory(path)
@@ -120,12 +125,12 @@ class StoreClient:
             self._tx_id = int(self._ask(XS_TRANSACTION_START, "").rstrip(b"\0"))
             try:
                 answer = do()
-            except Refused:
+            except StoreError:
                 self._end_transaction("F")
                 raise
             try:
                 self._end_transaction("T")
-            except Refused as refused:
+            except StoreError as refused:
                 if refused.errno != EAGAIN:
                     raise
             else:
@@ -153,7 +158,7 @@ class StoreClient:
     def _ask(self, request: int, path: str, rest: bytes = b"") -> bytes:
         payload = os.fsencode(path) + b"\0" + rest
         if len(payload) > XENSTORE_PAYLOAD_MAX:
-            raise Refused(E2BIG, "E2BIG", path)
+            raise StoreError(path, ERRNO_NAMES[E2BIG])
         try:
             self._socket.sendall(Message(request, 0, self._tx_id, payload).encode())
         except OSError as error:
@@ -161,8 +166,7 @@ class StoreClient:
         while not self._take(answer := self._receive()):
             pass
         if answer.type == XS_ERROR:
-            word = answer.payload.rstrip(b"\0")
-            raise Refused(_ERRNOS.get(word, EINVAL), word.decode(errors="replace"), path or None)
+            raise StoreError(path, answer.payload.rstrip(b"\0").decode(errors="replace"))
         return answer.payload
 
     def _take(self, message: Message) -> bool:

@@ -136,9 +136,10 @@ class Pair:
         assert self.call(self.mapper, GNTTABOP_unmap_grant_ref, asked) == 0
         return GnttabUnmapGrantRef.unpack(self._list(asked)).status
 
-    def replace(self, handle: int, new_addr: int) -> int:
+    def replace(self, handle: int, new_addr: int, *, at: int | None = None) -> int:
         """Unmap, and move the entry of another address there: the status."""
-        asked = GnttabUnmapAndReplace(self.window, new_addr, handle, 99)
+        host = self.window if at is None else at
+        asked = GnttabUnmapAndReplace(host, new_addr, handle, 99)
         assert self.call(self.mapper, GNTTABOP_unmap_and_replace, asked) == 0
         return GnttabUnmapAndReplace.unpack(self._list(asked)).status
 
@@ -382,6 +383,15 @@ def test_d3_unmap_and_replace_moves_an_entry(pair: Pair) -> None:
     assert pair.replace(handle, other) == GNTST_okay
     assert (pair.entry(), pair.entry(WINDOW + 1)) == (moved, 0)
     assert pair.replace(handle, other) == GNTST_bad_handle
+
+
+def test_d3_a_mapping_by_its_entry_is_not_replaced(pair: Pair) -> None:
+    l1, other = pair.mapper.slot(WINDOW), pair.mapper.vaddr(WINDOW + 1)
+    _, handle = pair.map(GNTMAP_host_map | GNTMAP_contains_pte, at=l1)
+    before = (pair.entry(), pair.entry(WINDOW + 1))
+    assert pair.replace(handle, other, at=l1) == GNTST_general_error
+    assert (pair.entry(), pair.entry(WINDOW + 1)) == before
+    assert pair.unmap(handle, at=l1) == GNTST_okay
 
 
 def test_d3_a_device_mapping_has_an_address_and_its_own_end(pair: Pair) -> None:

@@ -13,10 +13,10 @@ import pytest
 
 from xenlite.abi.x86_32p import E2BIG, EINVAL, XS_DIRECTORY_PART
 from xenlite.dom0.xenstore.store import StoreNode, XenStore
-from xenlite.errors import ConfigError, Refused
+from xenlite.errors import ConfigError
 from xenlite.hypervisor import Hypervisor
 from xenlite.toolstack.socket_dir import STORE_SOCKET, SocketDirectory
-from xenlite.toolstack.store_client import StoreClient
+from xenlite.toolstack.store_client import StoreClient, StoreError
 from xenlite.toolstack.store_socket import StoreSocket
 
 if TYPE_CHECKING:
@@ -125,11 +125,11 @@ def test_a_client_gets_the_stores_errors(tmp_path: Path) -> None:
                 ("//", b"", EINVAL),
                 ("/a", bytes(4096), E2BIG),
             ]:
-                with pytest.raises(Refused) as refused:
+                with pytest.raises(StoreError) as refused:
                     client.write(path, value)
                 assert refused.value.errno == errno
             assert not client.exists("/no")
-            with pytest.raises(Refused, match="ENOENT: /no"):
+            with pytest.raises(StoreError, match="/no: ENOENT"):
                 client.in_transaction(lambda: client.read("/no"))
             client.in_transaction(lambda: client.write("/a", b"1"))
             assert client.exists("/a")

@@ -125,6 +125,14 @@ def test_a_directory_that_no_message_holds_comes_in_parts(store: Store) -> None:
         store.tool.ask(XS_DIRECTORY_PART, b"/big", b"-1")
 
 
+def test_a_value_that_no_message_holds_is_not_sent(store: Store) -> None:
+    store.server.act_as_tool(lambda view: view.write("/long", bytes(4097)))
+    with refused("E2BIG"):
+        store.tool.read("/long")
+    store.server.act_as_tool(lambda view: view.write("/long", bytes(4096)))
+    assert store.tool.read("/long") == bytes(4096)
+
+
 # -- permissions ----------------------------------------------------------------------------------
 
 
