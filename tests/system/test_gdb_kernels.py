@@ -30,9 +30,10 @@ class Running:
         assert process.stderr is not None
         self.process = process
         self.commands: dict[str, list[str]] = {}
-        for _ in range(count):
-            _, name, command = process.stderr.readline().split(": ", 2)
-            self.commands[name] = shlex.split(command)
+        while len(self.commands) < count:
+            _, about, *command = process.stderr.readline().split(": ", 2)
+            if command:
+                self.commands[about] = shlex.split(command[0])
 
     def kernel(self, name: str) -> Path:
         return Path(self.commands[name][1])

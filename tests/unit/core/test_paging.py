@@ -920,4 +920,4 @@ def test_a_frame_that_no_entry_lets_be_executed_is_unmarked(world: World, guest:
     assert guest.remap(DATA, KERNEL) == 0
     assert code[mfn]
     assert guest.update_va(guest.vaddr(A), entry(mfn, READ_ONLY)) == 0
-    assert code[mfn], "two entries are left, and which of them was the last is not known"
+    assert not code[mfn], "both entries that are left forbid it"
