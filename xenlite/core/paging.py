@@ -345,10 +345,22 @@ class PageTables:
                 raise
             self._end_promotion()
         m64[slot] = new
-        self.forget_walks()
+        if self._is_in_use(slot >> 9):
+            self.forget_walks()
         if old & PTE_P:
             self._tlb.revoke()
             self.deferred.append((old & PTE_ADDRESS) >> 12)
+
+    def _is_in_use(self, table: int) -> bool:
+        """Tell whether the current address space goes through this L3 or L2: walks remember it.
+
+        A kernel that makes another one, as for a fork, keeps its walks, and the stub's ways.
+        """
+        l3 = self._domain.current.cr3_mfn
+        if l3 is None or l3 == table:
+            return True
+        entries = self._m64[l3 * ENTRIES : l3 * ENTRIES + L3_ENTRIES]
+        return any((entry & PTE_ADDRESS) >> PAGE_SHIFT == table for entry in entries)
 
     def _get_execute(self, mfn: int) -> None:
         """Count a mapping that code may run through; the first finds no translations.

@@ -501,6 +501,29 @@ def test_a9_a_new_address_space_forgets_walks(guest: Guest) -> None:
     assert guest.update_va(0, entry(guest.mfns[600], KERNEL)) == -EINVAL
 
 
+def test_a9_walks_are_forgotten_where_this_address_space_changes_and_not_elsewhere(
+    guest: Guest,
+) -> None:
+    low = guest.make_table(C, {})
+    l2 = guest.make_table(DATA, {0: entry(low, TABLE)})
+    elsewhere = guest.make_table(A, {})
+    assert pin(guest, 2, elsewhere) == 0
+    assert store(guest, guest.mfns[L3_PFN], 0, entry(l2, TABLE)) == 0
+    paging = guest.domain.paging
+    assert paging.slot_of(0) == low * 512
+    known = dict(paging.l1_bases)
+    assert store(guest, elsewhere, 5, entry(low, TABLE)) == 0
+    assert store(guest, elsewhere, 5, 0) == 0
+    assert paging.l1_bases.items() >= known.items()
+    assert store(guest, l2, 0, 0) == 0
+    assert paging.slot_of(0) is None
+    # The same table, now in use: its entries count from here on.
+    assert store(guest, guest.mfns[L3_PFN], 1, entry(elsewhere, TABLE)) == 0
+    assert paging.slot_of(1 << 30) is None
+    assert store(guest, elsewhere, 0, entry(low, TABLE)) == 0
+    assert paging.slot_of(1 << 30) == low * 512
+
+
 # -- A10: half-done promotions ----------------------------------------------------------------
 
 
@@ -920,4 +943,4 @@ def test_a_frame_that_no_entry_lets_be_executed_is_unmarked(world: World, guest:
     assert guest.remap(DATA, KERNEL) == 0
     assert code[mfn]
     assert guest.update_va(guest.vaddr(A), entry(mfn, READ_ONLY)) == 0
-    assert not code[mfn], "two entries are left, and neither lets it be executed"
+    assert not code[mfn], "both entries that are left forbid it"
