@@ -83,7 +83,7 @@ class ControlDoor:
         domains = self._hypervisor.domains
         if domid is None:
             domid = self._hypervisor.next_domid()
-        elif domid in domains:
+        elif domid in domains or self._frames.is_owner(domid):  # a dead one's, still mapped
             raise Refused(EEXIST, "control.domid-taken", domid)
         self._hypervisor.add_domain(domid, name, max_pages=max_pages, max_vcpus=max_vcpus)
         return domid

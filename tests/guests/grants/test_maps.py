@@ -9,6 +9,7 @@ from tests.guests.events.test_between_guests import BINDING, OFFERING, data, run
 from tests.support.guest import START, BootedGuest
 from tests.support.guests import SMP, several
 from xenlite.abi.x86_32p import GTF_permit_access, GTF_reading, GTF_writing
+from xenlite.errors import Refused
 
 REF = 9
 MAP = """
@@ -172,6 +173,8 @@ def test_a_number_whose_page_is_still_mapped_goes_to_no_new_domain(
         assert run(guests, lambda: flags(granter) == marked)
         number, control = granter.domid, mapper.control
         granter.destroy()
+        with pytest.raises(Refused, match=r"control\.domid-taken"):
+            control.create_domain("other", max_pages=4, max_vcpus=1, domid=number)
         for _ in range(2):
             other = control.create_domain("other", max_pages=4, max_vcpus=1)
             assert other not in (number, mapper.domid)
