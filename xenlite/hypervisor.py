@@ -32,7 +32,7 @@ from xenlite.core.scheduler import SLICE_NS, Scheduler
 from xenlite.core.timekeeping import publish_runstate, publish_time, publish_wall_clock
 from xenlite.core.vcpu import RUNSTATES
 from xenlite.core.vcpu_start import load
-from xenlite.doors import CrashRecord, HypercallRecord, Refusal
+from xenlite.doors import CrashRecord, HypercallRecord, Refusal, TrapRecord
 from xenlite.errors import DomainCrash, Refused
 from xenlite.hypercalls import table
 from xenlite.hypercalls.restart import Arguments
@@ -321,6 +321,7 @@ class Hypervisor:
                 now_ns = clock.monotonic_ns()
             if now_ns >= timers.earliest_ns:
                 timers.fire_due(now_ns)
+                now_ns = clock.monotonic_ns()  # a vCPU that was woken has waited since
             if until():
                 return True
             if deadline_ns is not None and now_ns >= deadline_ns:
@@ -433,6 +434,7 @@ class Hypervisor:
             detail=crash.detail,
             registers=read_registers(domain.current),
             hypercalls=_trail(domain),
+            traps=tuple(TrapRecord(*seen) for seen in domain.engine.trail.newest_traps()),
         )
 
 

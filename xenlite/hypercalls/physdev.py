@@ -93,6 +93,7 @@ class PhysdevCalls:
         if iopl > _HIGHEST_IOPL:
             raise Refused(EINVAL, "physdev.iopl", iopl)
         shown = bool(self._domain.assists >> VMASST_TYPE_architectural_iopl & 1)
+        self._domain.engine.ways.close()
         self._domain.current.set_io_privilege(iopl * _IOPL_UNIT, shown=shown)
 
     def _set_iobitmap(self, argument: int) -> None:

@@ -172,7 +172,7 @@ class TrapCalls:
                 raise Refused(EINVAL, "traps.callback-stays", kind)
             if kind != CALLBACKTYPE_nmi:
                 raise Refused(ENOSYS, "traps.callback-type", kind)
-            self._domain.current.traps[VECTOR_NMI] = None
+            self._set_nmi_gate(None)
             return 0
         raise Refused(ENOSYS, "traps.callback-command", command)
 
@@ -200,15 +200,21 @@ class TrapCalls:
             copy = self._guest_memory.read(argument, SIZEOF_XENNMI_CALLBACK)
             self._register_nmi(XennmiCallback.unpack(copy).handler_address)
         elif command == XENNMI_unregister_callback:
-            self._domain.current.traps[VECTOR_NMI] = None
+            self._set_nmi_gate(None)
         else:
             raise Refused(ENOSYS, "traps.nmi-command", command)
         return 0
 
     def _register_nmi(self, address: int) -> None:
-        self._domain.current.traps[VECTOR_NMI] = TrapGate(
+        gate = TrapGate(
             dpl=0, cs=FLAT_RING1_CS, address=address, masks_events=True, pushes_address=False
         )
+        self._set_nmi_gate(gate)
+
+    def _set_nmi_gate(self, gate: TrapGate | None) -> None:
+        """Change the gate of vector 2, which the trap table may have given to ``int 2``."""
+        self._domain.engine.ways.close()
+        self._domain.current.traps[VECTOR_NMI] = gate
 
     # -- debug registers ----------------------------------------------------------------------
 

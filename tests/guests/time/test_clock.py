@@ -137,6 +137,47 @@ def test_a_vcpu_is_told_how_it_has_spent_its_time(label: str) -> None:
         assert times[RUNSTATE_blocked] == 5 * MS
 
 
+class LaterClock(ManualClock):
+    """A clock on which time passes with every look at it."""
+
+    def monotonic_ns(self) -> int:
+        self.advance(1000)
+        return super().monotonic_ns()
+
+
+SLEEPS = """
+    VCPU_OP stop_periodic_timer, 0, 0
+    VCPU_OP register_runstate_memory_area, 0, offset structure
+    mov [result], eax
+    mov dword ptr [left], 50
+again:
+    mov ebx, offset shared_info + VCPU_INFO_TIME
+    call system_time
+    add eax, 5000000
+    adc edx, 0
+    mov [poll + 8], eax
+    mov [poll + 12], edx
+    SCHED_OP poll, offset poll
+    dec dword ptr [left]
+    jnz again
+    FINISH 7
+.data
+structure: .long area, 0
+poll: .long 0, 0, 0, 0
+left: .long 0
+area: .fill SIZEOF_VCPU_RUNSTATE_INFO, 1, 0xEE
+"""
+
+
+def test_a_vcpu_that_sleeps_often_has_waited_for_no_less_than_nothing() -> None:
+    with boot(SMP + TIME + START + MAP + SLEEPS, clock=LaterClock()) as guest:
+        assert (guest.reason, guest.word("result")) == (7, 0), guest.crash
+        words = guest.words("area", 11)
+        times = [words[3 + 2 * n] | words[4 + 2 * n] << 32 for n in range(4)]
+        assert times[RUNSTATE_blocked] > 50 * 4 * MS
+        assert max(times) < 50 * 6 * MS
+
+
 @pytest.mark.parametrize("address", ["0xF5800000", "0xFFFFFFFC", "0x10000000", "0xF57FFFF0"])
 def test_a_runstate_area_that_cannot_be_written_is_refused(address: str) -> None:
     text = f"""

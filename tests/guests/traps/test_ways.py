@@ -179,6 +179,24 @@ CHANGES = {
         XEN vm_assist
         or dword ptr [esp + 40], EFLAGS_IOPL""",
 }
+# Each takes what it is told from the stack.
+NMI_CALLS = {
+    "nmi_op": """
+        push 0
+        push offset other_system_call
+        mov ebx, XENNMI_register_callback
+        mov ecx, esp
+        XEN nmi_op
+        add esp, 8""",
+    "callback_op": """
+        push offset other_system_call
+        push FLAT_RING1_CS
+        push CALLBACKTYPE_nmi
+        mov ebx, CALLBACKOP_register
+        mov ecx, esp
+        XEN callback_op
+        add esp, 12""",
+}
 PROGRAMS = {
     "plain": "",
     "direction": "std",
@@ -309,6 +327,35 @@ def test_calls_are_the_same_where_everything_is_executable(
     with_ways = calls(CHANGES[change], "", nx=0)
     monkeypatch.setattr(Ways, "_open_at", lambda *_: None)
     assert with_ways == calls(CHANGES[change], "", nx=0)
+
+
+def test_an_iopl_that_a_call_has_set_is_gone_after_the_next_return() -> None:
+    assist = "mov ebx, VMASST_CMD_enable\nmov ecx, VMASST_TYPE_architectural_iopl\nXEN vm_assist\n"
+    change = """
+        push 3
+        mov ebx, PHYSDEVOP_set_iopl
+        mov ecx, esp
+        XEN physdev_op
+        pop eax"""
+    source = KERNEL.replace("    TO_USER", f"{assist}    TO_USER").replace("\\change", change)
+    source = source.replace("\\program", "cmp ebp, 3\nja plain\ncli\nplain:") + TABLES
+    defines = {"FRESH_PFN": FRESH_PFN, "CALLS": CALLS, "WORDS": WORDS, "NX": NX}
+    with boot(source, memory_mb=8, defines=defines) as guest:
+        assert guest.word("records", WORDS * (CALLS // 2)) != 0
+        assert guest.crash_rule == "traps.no-handler"
+
+
+@pytest.mark.parametrize("change", [*NMI_CALLS, "none"])
+def test_another_handler_of_nmis_is_that_of_int_2(change: str) -> None:
+    gates = traps("2, 3, system_call", "0x81, 3, done", "TRAP_gp_fault, 0, done")
+    text = NMI_CALLS.get(change, "")
+    source = KERNEL.replace("\\change", text).replace("\\program", "").replace("int 0x80", "int 2")
+    defines = {"FRESH_PFN": FRESH_PFN, "CALLS": CALLS, "WORDS": WORDS, "NX": NX}
+    with boot(source + gates, memory_mb=8, defines=defines) as guest:
+        assert guest.reason == 1, guest.crash
+        calls_made = sum(bool(word) for word in guest.words("records", CALLS * WORDS)[::WORDS])
+        # The kernel's own gate for it is none that a program may use.
+        assert calls_made == (CALLS if change == "none" else CALLS // 2)
 
 
 @pytest.mark.parametrize("nx", [NX, 0])
