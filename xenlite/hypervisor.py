@@ -199,15 +199,16 @@ class Hypervisor:
     # -- domains ------------------------------------------------------------------------------
 
     def next_domid(self) -> int:
-        """Choose a domid for a new domain.
+        """Choose a domid for a new domain, one not used lately, of which nothing is left.
 
-        Never one that was used lately: a page of a dead domain that a peer still maps keeps its
-        owner's number until it is unmapped.
+        A page of a dead domain that a peer still maps keeps its owner's number until it is
+        unmapped; a new domain of that number would own it.
         """
+        frames = self.machine.frames
         while True:
-            self._last_domid = self._last_domid % (DOMID_FIRST_RESERVED - 1) + 1
-            if self._last_domid not in self.domains:
-                return self._last_domid
+            domid = self._last_domid = self._last_domid % (DOMID_FIRST_RESERVED - 1) + 1
+            if domid not in self.domains and not frames.is_owner(domid):
+                return domid
 
     def add_domain(self, domid: int, name: str, *, max_pages: int, max_vcpus: int) -> Domain:
         """Make an empty domain with an engine of its own."""

@@ -13,6 +13,7 @@ from xenlite.abi.x86_32p import (
 )
 from xenlite.machine import trap
 from xenlite.machine.engine import TrapTable
+from xenlite.machine.memory import PAGE_SIZE
 from xenlite.machine.trap_stub import TRAP_STUB
 from xenlite.machine.ways import UPCALL, WAY_SIZE_BYTES, WayKind
 
@@ -26,8 +27,20 @@ def test_the_bytes_are_fresh() -> None:
     assert TARGET.read_text() == render(SOURCE.read_text()), "run python tools/gen_stub.py"
 
 
-def test_the_stub_fits_beside_the_block_stub() -> None:
-    assert len(TRAP_STUB) <= 4096 - 64
+def test_no_operand_is_computed_outside_brackets() -> None:
+    """The assembler takes ``0x1000 - NAME`` for a place in memory, and says nothing."""
+    for number, line in enumerate(SOURCE.read_text().splitlines(), 1):
+        outside = re.sub(r"\[.*?\]", "", line.split("#", 1)[0])
+        assert not re.search(r"\w\s*[-+*/]\s*\w", outside), f"line {number}: {line}"
+
+
+def test_a_frame_within_the_kernel_ends_in_its_page() -> None:
+    found = equates()
+    assert found["LAST_INNER_FRAME"] + found["INNER_FRAME"] == PAGE_SIZE
+
+
+def test_the_stub_fits_beside_the_others() -> None:
+    assert len(TRAP_STUB) <= PAGE_SIZE - 128
 
 
 def test_offsets_of_the_table() -> None:

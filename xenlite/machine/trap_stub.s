@@ -80,6 +80,7 @@
 
 .equ SIZEOF_INFO, 64            # vcpu_info, which begins with the pending and the mask byte
 .equ INNER_FRAME, 16            # bytes of a return within ring 1: eax, eip, cs, eflags
+.equ LAST_INNER_FRAME, 0xff0    # where the last one begins that ends in its page
 
 .equ IS_SOFTWARE, 1             # kinds
 .equ IS_PAGE_FAULT, 2
@@ -450,7 +451,7 @@ maybe_back:                     # the arguments of CALL are in their registers: 
     cmp r10d, [rax + WAY_ESP]
     jne maybe_back_to_ring_3
     and r11d, 0xfff
-    cmp r11d, 0x1000 - INNER_FRAME
+    cmp r11d, LAST_INNER_FRAME
     ja ask_python
     add r11, [rax + WAY_FRAME]  # eax, eip, cs, eflags
     movzx r10d, word ptr [r11 + 8]

@@ -158,3 +158,25 @@ def test_a_granter_that_is_destroyed_leaves_the_page_to_its_mapper() -> None:
         assert frames.refs[mfn] == 2
         mapper.destroy()
         assert frames.refs[mfn] == 0
+
+
+def test_a_number_whose_page_is_still_mapped_goes_to_no_new_domain(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Numbers come round after 32751 domains; here there are three."""
+    monkeypatch.setattr("xenlite.hypervisor.DOMID_FIRST_RESERVED", 4)
+    with several(kernels()) as guests:
+        granter, mapper = guests
+        offer(granter, "function")
+        marked = GTF_permit_access | GTF_reading | GTF_writing
+        assert run(guests, lambda: flags(granter) == marked)
+        number, control = granter.domid, mapper.control
+        granter.destroy()
+        for _ in range(2):
+            other = control.create_domain("other", max_pages=4, max_vcpus=1)
+            assert other not in (number, mapper.domid)
+            control.destroy_domain(other)
+        mapper.destroy()
+        last = control.create_domain("last", max_pages=4, max_vcpus=1)
+        assert last == number
+        control.destroy_domain(last)
