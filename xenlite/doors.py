@@ -67,6 +67,21 @@ class HypercallRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class TrapRecord:
+    """One trap that was not a hypercall: where it came from.
+
+    ``error_code`` and ``cr2`` mean something with the vectors that have them.
+    """
+
+    vector: int
+    is_software: bool
+    ring: int
+    eip: int
+    error_code: int
+    cr2: int
+
+
+@dataclass(frozen=True, slots=True)
 class CrashRecord:
     """Why and where a domain died: registers by name, in hexadecimal when shown."""
 
@@ -76,6 +91,7 @@ class CrashRecord:
     detail: str
     registers: dict[str, int]
     hypercalls: tuple[HypercallRecord, ...]
+    traps: tuple[TrapRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from xenlite.core.scheduler import SLICE_NS, Scheduler
 from xenlite.core.timekeeping import publish_runstate, publish_time, publish_wall_clock
 from xenlite.core.vcpu import RUNSTATES
 from xenlite.core.vcpu_start import load
-from xenlite.doors import CrashRecord, HypercallRecord, Refusal
+from xenlite.doors import CrashRecord, HypercallRecord, Refusal, TrapRecord
 from xenlite.errors import DomainCrash, Refused
 from xenlite.hypercalls import table
 from xenlite.hypercalls.restart import Arguments
@@ -435,6 +435,7 @@ class Hypervisor:
             detail=crash.detail,
             registers=read_registers(domain.current),
             hypercalls=_trail(domain),
+            traps=tuple(TrapRecord(*seen) for seen in domain.engine.trail.newest_traps()),
         )
 
 

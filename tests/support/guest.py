@@ -24,6 +24,7 @@ from xenlite.devkit.assembler import Fragment, assemble_fragment
 from xenlite.doors import CrashRecord, Refusal
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine.clock import Clock
+from xenlite.machine.cpu import Mode
 from xenlite.toolstack.builder import BuiltDomain, build
 from xenlite.toolstack.domain_config import DomainConfig
 from xenlite.toolstack.image import KernelImage, Segment
@@ -295,10 +296,11 @@ def made(
     host_mb: int = 32,
     vcpus: int = 1,
     clock: Clock | None = None,
+    mode: Mode = "auto",
     defines: dict[str, int] | None = None,
 ) -> Iterator[BootedGuest]:
     """Build the domain and unpause it, but leave running it to the caller."""
-    hypervisor = Hypervisor(host_mb * MEGABYTE, clock)
+    hypervisor = Hypervisor(host_mb * MEGABYTE, clock, cpu_mode=mode)
     try:
         control = hypervisor.control()
         free = sum(hypervisor.machine.frames.refs)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from tests.support.guest import MEGABYTE, BootedGuest, add_guest
 from xenlite.hypervisor import Hypervisor
+from xenlite.machine.clock import Clock
 from xenlite.toolstack.event_text import Happening, event_line, happenings
 from xenlite.toolstack.symbols import Symbols
 from xenlite.trace_format import Kind, Record, read
@@ -52,10 +53,13 @@ class RecordedGuest:
 
 @contextmanager
 def recorded(
-    *sources: str, buffer_bytes: int = MEGABYTE, seconds: float = 10.0
+    *sources: str,
+    buffer_bytes: int = MEGABYTE,
+    seconds: float = 10.0,
+    clock: Clock | None = None,
 ) -> Iterator[list[RecordedGuest]]:
     """Run a domain of each source to its end; the record is of all."""
-    hypervisor = Hypervisor(64 * MEGABYTE)
+    hypervisor = Hypervisor(64 * MEGABYTE, clock)
     try:
         control = hypervisor.control()
         control.record(buffer_bytes)

@@ -33,7 +33,7 @@ from xenlite.machine.abort_guard import abort_guard
 from xenlite.machine.engine import Engine, EngineError
 from xenlite.machine.memory import MachineMemory
 from xenlite.machine.selftest import Capabilities, capabilities
-from xenlite.machine.trail import Trail
+from xenlite.machine.trail import SeenTrap, Trail
 from xenlite.machine.trap import (
     CC_OP,
     CC_OP_EFLAGS,
@@ -46,6 +46,7 @@ from xenlite.machine.trap import (
     CR0_PG,
     CR0_TS,
     CR0_WP,
+    CR2,
     CR3,
     CR4_OSFXSR,
     CR4_OSXMMEXCPT,
@@ -64,6 +65,7 @@ from xenlite.machine.trap import (
     EFLAGS_ARITHMETIC,
     EFLAGS_DF,
     EIP,
+    ERROR_CODE,
     ES,
     ESI,
     FLAT_CODE,
@@ -79,6 +81,7 @@ from xenlite.machine.trap import (
     HF_SS32,
     HF_TS,
     HFLAGS,
+    IS_INT,
     LDT,
     LDT_FLAGS,
     NO_EXCEPTION,
@@ -93,6 +96,7 @@ from xenlite.machine.trap import (
     TR,
     TSS_FLAGS,
     VECTOR_DB,
+    VECTOR_UD,
     IoDirection,
     SyscallKind,
     TrapHandlers,
@@ -718,15 +722,27 @@ class Cpu:
             if result >= 0:
                 regs[EAX] = result
                 self.trail.end(record, result)
-        elif vector == VECTOR_DB:
+            self._after_trap()
+            return
+        self._remember(vector)
+        if vector == VECTOR_DB:
             self._on_debug()
         elif (handler := traps.vectors.get(vector)) is not None:
             handler()
         else:
             traps.interrupt(handle, vector, user)
+        self._after_trap()
+
+    def _after_trap(self) -> None:
         if self._upcall_index is not None and 0 < self._m16[self._upcall_index] < _MASKED:
-            traps.upcall()
+            self.traps.upcall()
         self._count_trap()
+
+    def _remember(self, vector: int) -> None:
+        """Note a trap that the stub does not see."""
+        regs = self.regs
+        is_software, ring = bool(regs[IS_INT] & 1), regs[HFLAGS] & HF_CPL
+        self.trail.trap(SeenTrap(vector, is_software, ring, regs[EIP], regs[ERROR_CODE], regs[CR2]))
 
     def _interrupt_copied(self, handle: int, vector: int, user: object) -> None:
         self._save()
@@ -736,6 +752,8 @@ class Cpu:
             self._restore()
 
     def _invalid_opcode_live(self, handle: int, user: object) -> bool:
+        ring, eip = self.regs[HFLAGS] & HF_CPL, self.regs[EIP]
+        self.trail.trap(SeenTrap(VECTOR_UD, False, ring, eip, 0, 0))
         go_on = self.traps.invalid_opcode(handle, user)
         self._flush_asked()
         self._count_trap()

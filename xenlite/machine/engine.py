@@ -480,6 +480,8 @@ class TrapTable(ctypes.Structure):
         ("slot", c_uint64),
         ("hold", c_uint32),
         ("return_call", c_uint32),
+        ("traps", c_void_p),
+        ("traps_next", c_uint64),
         # Back to ring 3 and within ring 1; in by vector, the upcall last, from ring 3 and ring 1.
         ("ways", c_void_p * (2 + 2 * 257)),
     )
@@ -496,4 +498,5 @@ class TrapTable(ctypes.Structure):
 assert TrapTable.upcall.offset == 0x800
 assert TrapTable.trail_next.offset == 0x858
 assert TrapTable.hold.offset == 0x890
-assert TrapTable.ways.offset == 0x898
+assert TrapTable.traps_next.offset == 0x8A0
+assert TrapTable.ways.offset == 0x8A8

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from xenlite.toolstack.call_text import call_line, refused_line
-from xenlite.toolstack.event_text import event_line, happenings
+from xenlite.toolstack.event_text import event_line, happenings, remembered_trap
 from xenlite.trace_format import Kind
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class CrashReport:
     walks: tuple[Walk, ...]
     stack: tuple[Word, ...]
     hypercalls: tuple[str, ...]
+    traps: tuple[str, ...]
     events: tuple[str, ...]
     console: tuple[str, ...]
 
@@ -97,6 +98,7 @@ def crash_report(
         walks=tuple(_walk(control, record, register) for register in ("cr2", "eip", "esp")),
         stack=tuple(_stack(control, record, symbols, esp)),
         hypercalls=tuple(map(call_line, record.hypercalls)),
+        traps=tuple(remembered_trap(one, symbols) for one in record.traps),
         events=tuple(event_line(one, symbols, end_ns) for one in list(happenings(own))[-EVENTS:]),
         console=tuple(console_tail),
     )
@@ -116,6 +118,8 @@ def as_text(report: CrashReport) -> str:
     lines += _stack_lines(report)
     lines.append(f"hypercalls, the newest last ({len(report.hypercalls)} remembered):")
     lines += [f"  {one}" for one in report.hypercalls]
+    lines.append(f"other traps, the newest last ({len(report.traps)} remembered):")
+    lines += [f"  {one}" for one in report.traps]
     if report.events:
         lines.append(f"the last {len(report.events)} events:")
         lines += [f"  {one}" for one in report.events]

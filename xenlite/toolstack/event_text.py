@@ -48,6 +48,7 @@ from xenlite.trace_format import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from xenlite.doors import TrapRecord
     from xenlite.toolstack.symbols import Symbols
 
 _MNEMONICS: Final = {
@@ -221,15 +222,29 @@ def _trap_name(trap: Trap) -> str:
             return _MNEMONICS.get(trap.vector, f"#{trap.vector}")
 
 
+def remembered_trap(trap: TrapRecord, symbols: Symbols) -> str:
+    """Write a trap that the hypervisor remembers of every domain."""
+    ring = "" if trap.ring == 1 else f" ring {trap.ring}"
+    if trap.is_software:
+        return f"int {trap.vector:#x} at {symbols.show(trap.eip)}{ring}"
+    name = _fault(trap.vector, trap.error_code, trap.cr2)
+    return f"{name} at {symbols.show(trap.eip)}{ring}"
+
+
+def _fault(vector: int, error_code: int, cr2: int) -> str:
+    name = _MNEMONICS.get(vector, f"#{vector}")
+    if vector == TRAP_page_fault:
+        access = next(word for bit, word in _PF_WORDS if error_code & bit == bit)
+        return f"{name} {access} {cr2:#x} (error {error_code:#x})"
+    return f"{name} (error {error_code:#x})" if error_code else name
+
+
 def _trap(trap: Trap, symbols: Symbols) -> str:
     name = _trap_name(trap)
     if trap.cause == Cause.IO:
         name = f"io port {trap.vector:#x}"
-    elif trap.cause == Cause.FAULT and trap.vector == TRAP_page_fault:
-        access = next(word for bit, word in _PF_WORDS if trap.error_code & bit == bit)
-        name += f" {access} {trap.cr2:#x} (error {trap.error_code:#x})"
-    elif trap.cause == Cause.FAULT and trap.error_code:
-        name += f" (error {trap.error_code:#x})"
+    elif trap.cause == Cause.FAULT:
+        name = _fault(trap.vector, trap.error_code, trap.cr2)
     ring = "" if trap.cpl == 1 else f" ring {trap.cpl}"
     is_entered = trap.target != trap.eip
     went_on = f"-> {symbols.show(trap.target)}" if is_entered else "(no handler entered)"
