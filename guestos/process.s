@@ -166,13 +166,17 @@ process_prepare:
     pop edi
     ret
 
-# Let a new process run. In: eax.
+# Let a new process run. In: eax. A signal that came to its parent while this one was NEW, and so
+# not yet among those of a group, is meant for it, too: nobody gets away from Ctrl-C by forking.
 process_start:
     push ebx
     mov ebx, eax
     mov eax, offset schedule_lock
     call lock_events
     push eax
+    mov ecx, [ebx + PROCESS_PARENT]
+    mov ecx, [ecx + PROCESS_KILLED]
+    mov [ebx + PROCESS_KILLED], ecx
     mov eax, ebx
     call schedule_ready
     pop edx
@@ -240,7 +244,7 @@ process_wait_for_memory:
     adc edx, 0
     mov [esi + PROCESS_DEADLINE], eax
     mov [esi + PROCESS_DEADLINE + 4], edx
-    mov eax, esi                    # a channel that nobody wakes
+    mov eax, esi                    # whoever is woken by a child's end looks again, too
     xor edx, edx
     call process_sleep
     pop esi
