@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from tests.support.guestos import LOOKS, NAP, PROMPT, Machine, lines
+from tests.support.guestos import LOOKS, NAP, PROMPT, ROOT, Machine, lines
+from xenlite.devkit.assembler import assemble
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,13 @@ def test_a_job_that_has_ended_is_told_about(shell: Machine) -> None:
     raise AssertionError(answer)
 
 
+def test_a_job_that_ends_at_once_is_told_about(shell: Machine) -> None:
+    for _ in range(20):
+        shell.command("true &")
+    shell.wait_for_quiet()
+    assert lines(shell.command("jobs")) == []
+
+
 def test_wait_waits_for_one_or_all(shell: Machine) -> None:
     (line,) = lines(shell.command("sh -c 'sleep 0.05; exit 5' &"))
     job = line[1:-2]
@@ -164,6 +172,31 @@ def test_ctrl_c_ends_a_whole_pipeline(shell: Machine) -> None:
     shell.wait_for("a\na\n")
     shell.type("\x03")
     assert shell.wait_for(PROMPT) == "^C\n"
+
+
+def test_ctrl_c_ends_a_child_that_is_being_made(
+    shell: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = assemble(ROOT / "guestos/main.s")
+    domid, memory = shell.domid, shell.hypervisor.machine.memory
+    last_id = shell.control.translate(domid, 0, kernel.address_of("process_last_id"))
+    assert last_id is not None
+    made = int.from_bytes(memory.read(last_id, 4), "little")
+
+    def is_made(count: int) -> bool:
+        return int.from_bytes(memory.read(last_id, 4), "little") == made + count
+
+    shell.type("sh -c 'sleep 9; sleep 9'\r")
+    guest = shell.hypervisor._guests[domid]
+    with monkeypatch.context() as patch:  # stop in the fork that begins with a new id
+        patch.setattr("xenlite.hypervisor._MIN_SLICE_BLOCKS", 1)
+        guest.slice_blocks = 50
+        shell.run_until(lambda: is_made(1), "the inner shell")
+        guest.slice_blocks = 1
+        shell.run_until(lambda: is_made(2), "its child")
+    shell.type("\x03")
+    shell.wait_for(PROMPT)
+    assert list(shell.processes().values()) == ["sh"]
 
 
 def test_ctrl_c_gives_a_new_line(shell: Machine) -> None:
