@@ -205,6 +205,8 @@ process_become_init:
     add edi, PROCESS_FRAME
     mov esp, edi
     call files_open_console
+    test eax, eax
+    jnz .Linit_later
     mov esi, offset process_first_frame
     mov ecx, SIZEOF_USER_FRAME / 4
     rep movsd
@@ -233,8 +235,8 @@ process_become_init:
     mov eax, SHUTDOWN_crash
     jmp port_shutdown
 
-# Wait a moment for others to give memory back. Process 1 does that where others are refused or
-# ended. kernel_lock is held.
+# Wait a moment for others to give back memory, or files. Process 1 does that where others are
+# refused or ended. kernel_lock is held.
 process_wait_for_memory:
     push esi
     call process_current

@@ -152,6 +152,17 @@ def test_more_jobs_than_can_be_remembered(shell: Machine) -> None:
     shell.command("wait")
 
 
+def test_a_shell_that_begins_again_waits_for_a_file(shell: Machine) -> None:
+    # 128 files: 63 pipes of two ends, and a console for each shell whose children are left.
+    for _ in range(9):
+        shell.command("sleep 4|" * 7 + "sleep 4&")
+    for _ in range(2):
+        shell.command("sleep 4 &")
+        shell.type("\x04")
+        shell.wait_for("guestos: init has ended, and begins again\n")
+    assert "again" not in shell.wait_for(PROMPT)
+
+
 # Keys
 
 
