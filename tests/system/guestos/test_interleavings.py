@@ -18,7 +18,7 @@ from tests.support.guestos import PROMPT, Machine
 from xenlite.machine.clock import ManualClock
 
 MOST_BLOCKS = 60
-MOST_SLICES = 500_000
+MOST_SLICES = 150_000
 LOOK_NS = 20_000
 
 COMMANDS = (
@@ -26,6 +26,7 @@ COMMANDS = (
     "forktest 20 & forktest 20 & cowtest; wait",
     "sleep 0.01 | cat & ls | cat | cat | wc; wait",
     "forktest 20 & vcpu down 1; vcpu down 2; vcpu up 1; vcpu up 2; wait",
+    *["vcpu down 1; vcpu up 1"] * 15,
     "spin 0.02 | cat | sleep 0.01; fputest 3 20",
 )
 NOTHING = re.compile(r"guestos: |wrong|lost|missing", re.IGNORECASE)
