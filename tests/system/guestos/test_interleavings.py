@@ -68,7 +68,6 @@ def test_processors_take_turns_anywhere(
     for line in COMMANDS:
         answer = machine.command(line)
         assert not NOTHING.search(answer), answer
-    machine.blocks_of_slices = None
     machine.wait_for_quiet()
     assert machine.memory()["free"] == before
     machine.close()
