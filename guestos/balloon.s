@@ -4,7 +4,7 @@
 #
 # A page that is given back keeps its number and its place above VIRT_BASE, but has no frame: it is
 # neither free nor in use, and nothing is mapped there. Its count says so: PAGE_BALLOONED.
-
+#
 # BALLOON_RESERVE pages are never given: without them no program could start that takes some back.
 
 .equ BALLOON_RESERVE, 64

@@ -12,7 +12,8 @@
 # The order in which locks are taken, when one is held already:
 #
 #   kernel_lock     process context: system calls and page faults; never in an event handler
-#   tty.s           keys typed and the line so far     (events masked, as all of those below)
+#   tty_lock        keys typed, mode, foreground group (events masked, as all of those below)
+#   smp_lock        a processor has left
 #   schedule_lock   run queue and states of processes
 #   console_lock    the console's ring
 #

@@ -166,13 +166,17 @@ process_prepare:
     pop edi
     ret
 
-# Let a new process run. In: eax.
+# Let a new process run. In: eax. A signal that came to its parent while this one was NEW, and so
+# not yet among those of a group, is meant for it, too: nobody gets away from Ctrl-C by forking.
 process_start:
     push ebx
     mov ebx, eax
     mov eax, offset schedule_lock
     call lock_events
     push eax
+    mov ecx, [ebx + PROCESS_PARENT]
+    mov ecx, [ecx + PROCESS_KILLED]
+    mov [ebx + PROCESS_KILLED], ecx
     mov eax, ebx
     call schedule_ready
     pop edx
@@ -201,6 +205,8 @@ process_become_init:
     add edi, PROCESS_FRAME
     mov esp, edi
     call files_open_console
+    test eax, eax
+    jnz .Linit_later
     mov esi, offset process_first_frame
     mov ecx, SIZEOF_USER_FRAME / 4
     rep movsd
@@ -229,8 +235,8 @@ process_become_init:
     mov eax, SHUTDOWN_crash
     jmp port_shutdown
 
-# Wait a moment for others to give memory back. Process 1 does that where others are refused or
-# ended. kernel_lock is held.
+# Wait a moment for others to give back memory, or files. Process 1 does that where others are
+# refused or ended. kernel_lock is held.
 process_wait_for_memory:
     push esi
     call process_current
@@ -240,7 +246,7 @@ process_wait_for_memory:
     adc edx, 0
     mov [esi + PROCESS_DEADLINE], eax
     mov [esi + PROCESS_DEADLINE + 4], edx
-    mov eax, esi                    # a channel that nobody wakes
+    mov eax, esi                    # whoever is woken by a child's end looks again, too
     xor edx, edx
     call process_sleep
     pop esi

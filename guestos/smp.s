@@ -151,7 +151,10 @@ smp_start:
 smp_leave:
     push ebx
     CPU ebx
+    mov eax, offset smp_lock
+    call lock_take
     mov dword ptr [ebx + CPU_STATE], CPU_OFFLINE
+    mov dword ptr [smp_lock], 0
     lock dec dword ptr [cpus_online]
     mov eax, ebx
     call process_wake               # who waits for it, see sys_vcpu
@@ -205,15 +208,22 @@ sys_vcpu:
     mov eax, [esi + CPU_IPI_PORT]
     call port_send_event
 .Lvcpu_leaving:
+    # The lock: it must not leave, and wake nobody, between this look and the sleep.
+    mov eax, offset smp_lock
+    call lock_events
+    mov edx, eax
     cmp dword ptr [esi + CPU_STATE], CPU_LEAVING
-    jne .Lvcpu_so
+    jne .Lvcpu_left
     mov eax, esi
-    xor edx, edx
-    call process_sleep
+    mov edx, offset smp_lock
+    call process_sleep              # gives smp_lock back
     test eax, eax
     jz .Lvcpu_leaving
     mov eax, -EINTR
     jmp .Lvcpu_out
+.Lvcpu_left:
+    mov eax, offset smp_lock
+    call unlock_events
 .Lvcpu_so:
     xor eax, eax
     jmp .Lvcpu_out
@@ -222,3 +232,8 @@ sys_vcpu:
 .Lvcpu_out:
     pop esi
     ret
+
+.section .bss
+.p2align 2
+smp_lock:
+    .space 4                        # held to end the state LEAVING, or to wait for its end

@@ -33,8 +33,11 @@ static int start(void)
     char *words[] = {"sh", "-c", lines[random_below(sizeof lines / sizeof lines[0])], 0};
     int ends[2];
     int id = must_fork();
-    if (id)
+    if (id) {
+        /* The child does it, too: it must be done before we end the group, or would not find it. */
+        system_call(SYS_setpgid, id, id, 0);
         return id;
+    }
     /* A pipe that nobody reads any more takes what they say; the first line ends who writes it. */
     if (pipe(ends) == 0) {
         system_call(SYS_dup2, ends[1], STDOUT, 0);

@@ -47,6 +47,7 @@ class Machine:
         self.hypervisor = Hypervisor(64 * MIB, self.clock)
         self.control = self.hypervisor.control()
         self.output = ""
+        self.blocks_of_slices: Callable[[], int] | None = None
         self.guest = Guest(load(ROOT / DOM, ["memory=8", *overrides]))
         link = self.hypervisor.link(0)
         store = XenStore(link, lambda _domid, error: self._broken(error))
@@ -141,7 +142,20 @@ class Machine:
     def run_until(self, until: Callable[[], bool], what: str) -> None:
         is_real = isinstance(self.clock, HostClock)
         deadline_ns = self.clock.monotonic_ns() + LIMIT_S * 10**9 if is_real else END_OF_TIME_NS
-        assert self.hypervisor.run(until, deadline_ns), f"waited in vain for {what}"
+        assert self.hypervisor.run(self._looking(until), deadline_ns), f"waited in vain for {what}"
+
+    def _looking(self, until: Callable[[], bool]) -> Callable[[], bool]:
+        """Have the look before each slice say how long it may be, too."""
+        blocks = self.blocks_of_slices
+        if blocks is None:
+            return until
+        guest = self.hypervisor._guests[self.domid]
+
+        def look() -> bool:
+            guest.slice_blocks = blocks()
+            return until()
+
+        return look
 
     def close(self) -> None:
         assert self.control.audit() == []

@@ -7,7 +7,8 @@ import re
 
 import pytest
 
-from tests.support.guestos import LOOKS, NAP, PROMPT, Machine, lines
+from tests.support.guestos import LOOKS, NAP, PROMPT, ROOT, Machine, lines
+from xenlite.devkit.assembler import assemble
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,13 @@ def test_a_job_that_has_ended_is_told_about(shell: Machine) -> None:
     raise AssertionError(answer)
 
 
+def test_a_job_that_ends_at_once_is_told_about(shell: Machine) -> None:
+    for _ in range(20):
+        shell.command("true &")
+    shell.wait_for_quiet()
+    assert lines(shell.command("jobs")) == []
+
+
 def test_wait_waits_for_one_or_all(shell: Machine) -> None:
     (line,) = lines(shell.command("sh -c 'sleep 0.05; exit 5' &"))
     job = line[1:-2]
@@ -138,10 +146,29 @@ def test_a_job_finds_no_keys(shell: Machine) -> None:
     assert lines(shell.command("jobs")) == []
 
 
+def test_a_shell_behind_takes_no_keys(shell: Machine) -> None:
+    shell.type("sh &\r")
+    shell.wait_for(PROMPT)
+    shell.wait_for_quiet()
+    assert lines(shell.command("sleep 0.02; echo a"))[-1:] == ["a"]
+    assert lines(shell.command("sh -c 'sh & wait'; echo $?")) == ["0"]
+
+
 def test_more_jobs_than_can_be_remembered(shell: Machine) -> None:
     answer = shell.command("sleep 0.05 & " * 9)
     assert "sh: no room to remember this job\n" in answer
     shell.command("wait")
+
+
+def test_a_shell_that_begins_again_waits_for_a_file(shell: Machine) -> None:
+    # 128 files: 63 pipes of two ends, and a console for each shell whose children are left.
+    for _ in range(9):
+        shell.command("sleep 4|" * 7 + "sleep 4&")
+    for _ in range(2):
+        shell.command("sleep 4 &")
+        shell.type("\x04")
+        shell.wait_for("guestos: init has ended, and begins again\n")
+    assert "again" not in shell.wait_for(PROMPT)
 
 
 # Keys
@@ -164,6 +191,31 @@ def test_ctrl_c_ends_a_whole_pipeline(shell: Machine) -> None:
     shell.wait_for("a\na\n")
     shell.type("\x03")
     assert shell.wait_for(PROMPT) == "^C\n"
+
+
+def test_ctrl_c_ends_a_child_that_is_being_made(
+    shell: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = assemble(ROOT / "guestos/main.s")
+    domid, memory = shell.domid, shell.hypervisor.machine.memory
+    last_id = shell.control.translate(domid, 0, kernel.address_of("process_last_id"))
+    assert last_id is not None
+    made = int.from_bytes(memory.read(last_id, 4), "little")
+
+    def is_made(count: int) -> bool:
+        return int.from_bytes(memory.read(last_id, 4), "little") == made + count
+
+    shell.type("sh -c 'sleep 999; true'\r")
+    guest = shell.hypervisor._guests[domid]
+    with monkeypatch.context() as patch:  # stop in the fork that begins with a new id
+        patch.setattr("xenlite.hypervisor._MIN_SLICE_BLOCKS", 1)
+        guest.slice_blocks = 50
+        shell.run_until(lambda: is_made(1), "the inner shell")
+        guest.slice_blocks = 1
+        shell.run_until(lambda: is_made(2), "its child")
+    shell.type("\x03")
+    shell.wait_for(PROMPT)
+    shell.wait_for_quiet()
 
 
 def test_ctrl_c_gives_a_new_line(shell: Machine) -> None:
