@@ -84,7 +84,6 @@ def test_the_table_shows_calls_and_stores() -> None:
 
 
 def test_a_picture_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     from tools.bench_guestos_plot import draw
 
     draw(report_of(), tmp_path / "plot.png")
