@@ -123,6 +123,12 @@ def _parser(first_word: str) -> argparse.ArgumentParser:
         "words", nargs="*", metavar="RULE", help="as in paging.l1-bits; none lists all"
     )
     explain.set_defaults(verb=_explain)
+    lint = verbs.add_parser("lint", help="tell what of a kernel does not work in ring 1")
+    lint.add_argument("kernel", type=Path, metavar="KERNEL", help="ELF, packed or not, or assembly")
+    lint.add_argument(
+        "--allow", type=Path, metavar="FILE", help="lines `FUNCTION: NAME` that were looked at"
+    )
+    lint.set_defaults(verb=_lint)
     what = "read, write and watch the XenStore of a running xenlite"
     store = verbs.add_parser("xenstore", help=what, description=what)
     if first_word == "xenstore":
@@ -257,6 +263,12 @@ def _trace(options: argparse.Namespace) -> int:
     from xenlite.cli.trace import show
 
     return show(options)
+
+
+def _lint(options: argparse.Namespace) -> int:
+    from xenlite.cli.lint import run_lint
+
+    return run_lint(options.kernel, options.allow)
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -18,16 +18,20 @@ MAX_NAME: Final = 256
 _SYMBOL: Final = Struct("<IIIBBH")
 _SHN_UNDEF: Final = 0
 _SHN_ABS: Final = 0xFFF1
+_STT_FUNC: Final = 2
 # No type, object (the hypercall page is one), function.
 _LABELS: Final = frozenset({0, 1, 2})
 
 
 class Symbols:
-    """The labels of one kernel, by address, and where its code lies."""
+    """The labels of one kernel by address, which are functions, and where its code lies."""
 
-    def __init__(self, found: dict[int, str], code: list[range]) -> None:
+    def __init__(
+        self, found: dict[int, str], code: list[range], functions: frozenset[int] = frozenset()
+    ) -> None:
         self.names = found
         self.code = code
+        self.functions = functions
         self._addresses = sorted(found)
 
     def is_code(self, address: int) -> bool:
@@ -62,6 +66,7 @@ def _read(elf: ElfFile) -> Symbols:
     code = [range(s.vaddr, s.vaddr + s.size) for s in sections if s.flags & SHF_EXECINSTR]
     table = next((s for s in sections if s.kind == SHT_SYMTAB and s.link < len(sections)), None)
     found: dict[int, str] = {}
+    functions: set[int] = set()
     if table is not None:
         names = elf.contents(sections[table.link])
         count = min(table.size // _SYMBOL.size, MAX_SYMBOLS)
@@ -73,4 +78,6 @@ def _read(elf: ElfFile) -> Symbols:
             # Of several names for one place, the first in the file: that is the linker's order.
             if text and not text.startswith((b".L", b"$")):
                 found.setdefault(value, text.decode("ascii", "backslashreplace"))
-    return Symbols(found, code)
+                if info & 15 == _STT_FUNC:
+                    functions.add(value)
+    return Symbols(found, code, frozenset(functions))
