@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import capstone
 
-from xenlite.devkit.sensitive import ADVICE, advice_name
-from xenlite.machine.memory import PAGE_SIZE
+from xenlite.abi.x86_32p import XEN_PAGE_SHIFT
+from xenlite.devkit.sensitive import ADVICE, COST, advice_name
 from xenlite.toolstack.elf import PT_LOAD, ElfFile
 from xenlite.toolstack.image import parse_kernel
 from xenlite.toolstack.packed import unpack
@@ -112,7 +112,7 @@ def _code(
         effect, what, instead = ADVICE[name]
         yield Finding(
             name,
-            f"{effect} in ring 1: {what}; instead: {instead}",
+            f"{effect} in ring 1{COST[effect]}: {what}; instead: {instead}",
             instruction.address,
             symbols.name(instruction.address) or "",
             lines.get(instruction.address, ""),
@@ -155,7 +155,9 @@ class _Instruction(NamedTuple):
 def _reached(memory: _Memory, image: KernelImage, symbols: Symbols) -> list[_Instruction]:
     """Return every instruction that can be reached, by address."""
     page = image.hypercall_page
-    filled = range(0) if page is None else range(page, page + PAGE_SIZE)  # by the builder
+    filled = (
+        range(0) if page is None else range(page, page + (1 << XEN_PAGE_SHIFT))
+    )  # by the builder
     todo = [image.entry, *(a for a in symbols.functions if a in memory)]
     found: dict[int, _Instruction] = {}
     while todo:
