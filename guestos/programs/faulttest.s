@@ -73,6 +73,9 @@ fault_run:
     xor edx, edx
     SYSTEM_CALL waitpid
     pop ebx
+    mov edx, offset faults_wait
+    test eax, eax
+    js fail                         # or the verdict would be that of the child before
     mov eax, [ebx + FAULT_NAME]
     mov edx, 13
     call put_text_wide
@@ -274,6 +277,8 @@ faults_bounds:
     .long 1, 2
 faults_fork:
     .asciz "fork"
+faults_wait:
+    .asciz "waitpid"
 
 .section .bss
 .p2align 2
