@@ -56,7 +56,8 @@ class Machine:
         ).domid
 
     def _hear(self, _domid: int, data: bytes) -> None:
-        self.output += data.decode("ascii").replace("\r\n", "\n")
+        # The two may come apart.
+        self.output = (self.output + data.decode("ascii")).replace("\r\n", "\n")
 
     def _broken(self, error: PeerError) -> None:
         raise error
