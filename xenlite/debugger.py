@@ -39,20 +39,13 @@ from xenlite.errors import DomainCrash, Refused
 from xenlite.hypercalls.breaks import CallBreaks
 from xenlite.machine.probes import Breakpoints
 from xenlite.machine.trap import (
-    EAX,
-    EBP,
-    EBX,
-    ECX,
-    EDI,
-    EDX,
     EFLAGS_AC,
     EFLAGS_ARITHMETIC,
     EFLAGS_DF,
     EFLAGS_NT,
     EFLAGS_TF,
     EIP,
-    ESI,
-    ESP,
+    GENERAL_REGISTERS,
 )
 
 if TYPE_CHECKING:
@@ -65,17 +58,6 @@ if TYPE_CHECKING:
     from xenlite.hypercalls.restart import Arguments, Handler
     from xenlite.machine.cpu import Cpu
 
-_GENERAL: Final = {
-    "eax": EAX,
-    "ebx": EBX,
-    "ecx": ECX,
-    "edx": EDX,
-    "esi": ESI,
-    "edi": EDI,
-    "ebp": EBP,
-    "esp": ESP,
-    "eip": EIP,
-}
 _FLAG_ID: Final = 1 << 21
 _GUESTS_FLAGS: Final = EFLAGS_ARITHMETIC | EFLAGS_DF | EFLAGS_TF | EFLAGS_NT | EFLAGS_AC | _FLAG_ID
 _ACCESSES: Final = {
@@ -204,7 +186,7 @@ class DomainDebugger:
 
     def write_registers(self, vcpu: int, values: Mapping[str, int]) -> None:
         """Change general registers, ``eip`` and ``eflags``: of these what a guest may change."""
-        unknown = values.keys() - _GENERAL.keys() - {"eflags"}
+        unknown = values.keys() - GENERAL_REGISTERS.keys() - {"eflags"}
         if unknown:
             raise Refused(EINVAL, "debug.register-is-read-only", min(unknown))
         with self._registers_of(vcpu):
@@ -213,7 +195,7 @@ class DomainDebugger:
                     kept = self._cpu.read_eflags() & ~_GUESTS_FLAGS
                     self._cpu.write_eflags(kept | value & _GUESTS_FLAGS)
                 else:
-                    self._cpu.regs[_GENERAL[name]] = value & 0xFFFFFFFF
+                    self._cpu.regs[GENERAL_REGISTERS[name]] = value & 0xFFFFFFFF
 
     def read_fpu(self, vcpu: int) -> bytes:
         """Read x87 and SSE as a 512-byte FXSAVE image."""

@@ -35,21 +35,13 @@ from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 from xenlite.machine.trap import (
     CR0_TS,
     DS_SELECTOR,
-    EAX,
-    EBP,
-    EBX,
-    ECX,
-    EDI,
-    EDX,
     EFLAGS_IF,
     EFLAGS_IOPL,
     EFLAGS_NT,
     EFLAGS_VM,
-    EIP,
     ES_SELECTOR,
-    ESI,
-    ESP,
     FS_SELECTOR,
+    GENERAL_REGISTERS,
     GS_SELECTOR,
 )
 
@@ -60,17 +52,6 @@ if TYPE_CHECKING:
 
 _NEVER: Final = EFLAGS_IOPL | EFLAGS_NT | EFLAGS_VM
 _ARCHITECTURAL_IOPL: Final = 1 << VMASST_TYPE_architectural_iopl
-_GENERAL: Final = {
-    "eax": EAX,
-    "ebx": EBX,
-    "ecx": ECX,
-    "edx": EDX,
-    "esi": ESI,
-    "edi": EDI,
-    "ebp": EBP,
-    "esp": ESP,
-    "eip": EIP,
-}
 
 
 def cr3_to_mfn(cr3: int) -> int:
@@ -156,7 +137,7 @@ def load(domain: Domain, vcpu: Vcpu) -> None:
     ):
         regs[word] = selector & 0xFFFF
     vcpu.selectors_stale = True  # what stands in them is loaded before the vCPU runs
-    for name, word in _GENERAL.items():
+    for name, word in GENERAL_REGISTERS.items():
         regs[word] = getattr(user, name)
     engine.write_eflags(user.eflags & ~_NEVER | EFLAGS_IF)
     engine.set_task_switched(bool(context.ctrlreg[0] & CR0_TS))

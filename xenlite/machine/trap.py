@@ -57,6 +57,19 @@ DR6: Final = 1362
 DR7: Final = 1364
 OLD_EXCEPTION: Final = 1374
 
+GENERAL_REGISTERS: Final = {
+    "eax": EAX,
+    "ebx": EBX,
+    "ecx": ECX,
+    "edx": EDX,
+    "esi": ESI,
+    "edi": EDI,
+    "ebp": EBP,
+    "esp": ESP,
+    "eip": EIP,
+}
+"""By the names that people give them."""
+
 # Segments, in the order of the state; word index of one is SEG0 + SEGMENT_WORDS * number
 ES: Final = 0
 CS: Final = 1
