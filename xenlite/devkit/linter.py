@@ -20,7 +20,6 @@ import capstone
 
 from xenlite.abi.x86_32p import XEN_PAGE_SHIFT
 from xenlite.devkit.sensitive import ADVICE, COST, advice_name
-from xenlite.toolstack.elf import PT_LOAD, ElfFile
 from xenlite.toolstack.image import parse_kernel
 from xenlite.toolstack.packed import unpack
 from xenlite.toolstack.symbols import read_symbols
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
     from xenlite.toolstack.image import KernelImage
     from xenlite.toolstack.symbols import Symbols
 
-_EXECUTABLE: Final = 1
-_WRITABLE: Final = 2
+_PF_X: Final = 1
+_PF_WX: Final = 3
 _FORCED: Final = b"xen"
 _CHUNK: Final = 1024  # bytes decoded at a time
 _NUMBER: Final = re.compile(r"\b0x[0-9a-f]{1,8}\b")
@@ -68,12 +67,10 @@ def lint(data: bytes, name: str) -> list[Finding]:
     """
     image = parse_kernel(data, name)
     plain = unpack(data, name)
-    elf = ElfFile(plain, name)
-    symbols = read_symbols(plain)
-    return [*_claims(elf, image), *_code(elf, image, symbols, _lines(plain))]
+    return [*_claims(image), *_code(image, read_symbols(plain), _lines(plain))]
 
 
-def _claims(elf: ElfFile, image: KernelImage) -> Iterator[Finding]:
+def _claims(image: KernelImage) -> Iterator[Finding]:
     if image.hypercall_page is None:
         yield Finding(
             "no hypercall page", "no note HYPERCALL_PAGE: calls must be made by `int 0x82`"
@@ -82,30 +79,17 @@ def _claims(elf: ElfFile, image: KernelImage) -> Iterator[Finding]:
         yield Finding(
             "CR3 below 4 GB", "the kernel does not say that its L3 may be anywhere (extended-cr3)"
         )
-    if not any(image.entry in span for span in _executable(elf, image)):
+    if image.entry not in _Memory(image):
         yield Finding("entry", f"the entry point {image.entry:#x} is in no executable segment")
-    both = [p for p in elf.programs() if p.kind == PT_LOAD and p.flags & 3 == 3 and p.size]
-    for program in both:
-        yield Finding(
-            "writable code", f"the segment at {program.vaddr:#x} is writable and executable"
-        )
-
-
-def _executable(elf: ElfFile, image: KernelImage) -> list[range]:
-    """Return the virtual addresses that hold code: of executable segments, or of all."""
-    loads = [p for p in elf.programs() if p.kind == PT_LOAD and p.size]
-    spans = []
     for segment in image.segments:
-        flags = [p.flags for p in loads if p.size == segment.size and p.file_size]
-        if not flags or any(flag & _EXECUTABLE for flag in flags):
-            spans.append(range(segment.vaddr, segment.vaddr + len(segment.data)))
-    return spans
+        if segment.flags & _PF_WX == _PF_WX:
+            yield Finding(
+                "writable code", f"the segment at {segment.vaddr:#x} is writable and executable"
+            )
 
 
-def _code(
-    elf: ElfFile, image: KernelImage, symbols: Symbols, lines: dict[int, str]
-) -> Iterator[Finding]:
-    for instruction in _reached(_Memory(image, _executable(elf, image)), image, symbols):
+def _code(image: KernelImage, symbols: Symbols, lines: dict[int, str]) -> Iterator[Finding]:
+    for instruction in _reached(_Memory(image), image, symbols):
         name = advice_name(instruction.mnemonic, instruction.operands)
         if name is None:
             continue
@@ -123,12 +107,11 @@ def _code(
 class _Memory:
     """The kernel's code as it is in the file, by virtual address."""
 
-    def __init__(self, image: KernelImage, spans: list[range]) -> None:
+    def __init__(self, image: KernelImage) -> None:
         self._pieces = [
-            (span, segment.data)
-            for span in spans
+            (range(segment.vaddr, segment.vaddr + len(segment.data)), segment.data)
             for segment in image.segments
-            if segment.vaddr == span.start
+            if segment.flags & _PF_X
         ]
 
     def __contains__(self, address: object) -> bool:

@@ -27,11 +27,15 @@ _PF_ANY: Final = 7  # readable, writable or executable
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One piece of the kernel: ``data`` at ``vaddr``, zeros from there up to ``size`` bytes."""
+    """One piece of the kernel: ``data`` at ``vaddr``, zeros from there up to ``size`` bytes.
+
+    ``flags`` are the rights that the file gives it (PF_X, PF_W, PF_R); Xen maps all read-write.
+    """
 
     vaddr: int
     data: memoryview
     size: int
+    flags: int = _PF_ANY
 
     @property
     def end(self) -> int:
@@ -130,7 +134,7 @@ def _segments(
                 f" {virt_base:#x} and the hypervisor at {HYPERVISOR_VIRT_START:#x}"
             )
         data = stored[program.offset : program.offset + program.file_size]
-        yield Segment(vaddr, data, program.size)
+        yield Segment(vaddr, data, program.size, program.flags)
 
 
 def _span(start: int, end: int) -> str:
