@@ -7,7 +7,6 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-from xenlite.cli.main import GDB_ADDRESS
 from xenlite.devkit.gdb_listeners import GdbListeners
 from xenlite.toolstack.lifecycle import exit_status
 
@@ -32,7 +31,7 @@ def let_in(
     """
     kernels = {config.name: config.kernel for config in configs}
     listeners = GdbListeners(
-        options.gdb or GDB_ADDRESS,
+        options.gdb,
         list(kernels),
         hypervisor.control(),
         hypervisor.defer,

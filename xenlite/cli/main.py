@@ -222,6 +222,8 @@ def _add_run(
 def _run(options: argparse.Namespace) -> int:
     from xenlite.cli.run import run
 
+    if options.gdb_wait and options.gdb is None:
+        options.gdb = GDB_ADDRESS
     return run(options)
 
 

@@ -155,7 +155,7 @@ def run(options: argparse.Namespace) -> int:
         if not options.quiet:
             _say(f"sockets in {sockets.path}")
         built = None
-        if options.gdb is not None or options.gdb_wait:
+        if options.gdb is not None:
             from xenlite.cli.debuggers import let_in
 
             built = let_in(options, configs, hypervisor, cleanup)
