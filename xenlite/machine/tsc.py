@@ -99,7 +99,7 @@ class HostTime:
 
     def sample(self) -> TimeSample:
         """Take the time by both counts, never before what the last sample leads to."""
-        tsc, now_ns = self._read_tsc(), self._clock.monotonic_ns()
+        tsc, now_ns = self._pair()
         last = self._last
         led_to_ns = last.system_ns + _scaled(tsc - last.tsc, last.mul, last.shift)
         if now_ns - self._origin_ns >= min(2 * self._baseline_ns, _BEST_BASELINE_NS):
