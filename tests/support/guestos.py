@@ -50,9 +50,9 @@ class Machine:
         self.blocks_of_slices: Callable[[], int] | None = None
         self.guest = Guest(load(ROOT / DOM, ["memory=8", *overrides]))
         link = self.hypervisor.link(0)
-        store = XenStore(link, lambda _domid, error: self._broken(error))
+        self.store = XenStore(link, lambda _domid, error: self._broken(error))
         self.domid = self.guest.start(
-            self.control, link, store, sink=self._hear, broken=self._broken
+            self.control, link, self.store, sink=self._hear, broken=self._broken
         ).domid
 
     def _hear(self, _domid: int, data: bytes) -> None:
