@@ -97,20 +97,20 @@ arp_input:
 # Find the entry of an address. In: eax = address, ebp = interface. Out: eax = entry, or 0.
 arp_find:
     mov ecx, offset arp_table
-.Lfind_next:
+.Larp_find_next:
     cmp [ecx + ARP_ADDRESS], eax
-    je .Lfind_address
-.Lfind_other:
+    je .Larp_find_address
+.Larp_find_other:
     add ecx, SIZEOF_ARP
     cmp ecx, offset arp_table_end
-    jb .Lfind_next
+    jb .Larp_find_next
     xor eax, eax
     ret
-.Lfind_address:
+.Larp_find_address:
     cmp dword ptr [ecx + ARP_STATE], ARP_FREE
-    je .Lfind_other
+    je .Larp_find_other
     cmp [ecx + ARP_NIC], ebp
-    jne .Lfind_other
+    jne .Larp_find_other
     mov eax, ecx
     ret
 

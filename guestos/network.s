@@ -35,11 +35,15 @@
 .equ NIC_TX_WAITERS, NIC_RX_SPARE + 4       # somebody waits for a buffer to send
 .equ NIC_TX, NIC_TX_WAITERS + 4     # of netfront.s: the two rings, fronts of ring.s,
 .equ NIC_RX, NIC_TX + SIZEOF_FRONT
-.equ NIC_TX_SLOTS, NIC_RX + SIZEOF_FRONT    # which buffer has an id, and which lies in a slot
-.equ NIC_RX_SLOTS, NIC_TX_SLOTS + 4
+.equ NIC_TX_SLOTS, NIC_RX + SIZEOF_FRONT    # lists: which buffer has an id,
+.equ NIC_RX_SLOTS, NIC_TX_SLOTS + 4 #        and which one lies in a slot
 .equ NIC_EVENT, NIC_RX_SLOTS + 4    # the port
-.equ NIC_DEVICE, NIC_EVENT + 4      # xenbus.s
-.equ SIZEOF_NIC, NIC_DEVICE + 4
+.equ NIC_DEVICE, NIC_EVENT + 4      # of vif.s: the device,
+.equ NIC_TX_GRANT, NIC_DEVICE + 4   # the grants of the rings,
+.equ NIC_RX_GRANT, NIC_TX_GRANT + 4
+.equ NIC_CHUNKS, NIC_RX_GRANT + 4   # the pages that buffers are kept in,
+.equ NIC_ONE, NIC_CHUNKS + 4        # and a number to tell
+.equ SIZEOF_NIC, NIC_ONE + 4
 
 .equ BUFFER_NEXT, 0
 .equ BUFFER_NIC, 4

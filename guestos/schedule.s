@@ -127,6 +127,7 @@ schedule_load:
 # What an idle process does. Never returns.
 schedule_idle:
     PORT_MASK_EVENTS
+    call netfront_tick              # packets that were left to a tick, which does not come here
     mov eax, offset schedule_lock
     call lock_take
     CPU ebx

@@ -414,31 +414,31 @@ socket_receive:
     mov dword ptr [esp + 4], -1
     mov esi, eax
     mov ebp, edx
-.Lreceive_look:
+.Lsocket_receive_look:
     mov eax, offset network_lock
     call lock_events
     mov edi, eax
     xor eax, eax
     xchg eax, [esi + SOCKET_ERROR]
     test eax, eax
-    js .Lreceive_unlock
+    js .Lsocket_receive_unlock
     cmp dword ptr [esi + SOCKET_QUEUED], 0
-    jne .Lreceive_take
+    jne .Lsocket_receive_take
     mov eax, -EAGAIN
     test dword ptr [ebp + MESSAGE_FLAGS], MSG_DONTWAIT
-    jnz .Lreceive_unlock
+    jnz .Lsocket_receive_unlock
     mov eax, esp
     call socket_set_deadline
     test eax, eax
-    js .Lreceive_unlock
+    js .Lsocket_receive_unlock
     mov eax, esi
     mov edx, offset network_lock
     call process_sleep              # gives the lock back
     test eax, eax
-    jz .Lreceive_look
+    jz .Lsocket_receive_look
     mov eax, -EINTR
-    jmp .Lreceive_out
-.Lreceive_take:
+    jmp .Lsocket_receive_out
+.Lsocket_receive_take:
     mov ebx, [esi + SOCKET_FIRST]
     mov eax, [ebx + BUFFER_NEXT]
     mov [esi + SOCKET_FIRST], eax
@@ -452,18 +452,18 @@ socket_receive:
     mov [ebp + MESSAGE_PORT], eax
     mov ecx, [ebx + BUFFER_BYTES]
     cmp ecx, [ebp + MESSAGE_BYTES]
-    jbe .Lreceive_copy
+    jbe .Lsocket_receive_copy
     mov ecx, [ebp + MESSAGE_BYTES]  # the rest is lost
-.Lreceive_copy:
+.Lsocket_receive_copy:
     push ecx
     mov eax, [ebp + MESSAGE_DATA]
     mov edx, [ebx + BUFFER_PAYLOAD]
     call user_copy_out
     pop ecx
     test eax, eax
-    js .Lreceive_copied
+    js .Lsocket_receive_copied
     mov eax, ecx
-.Lreceive_copied:
+.Lsocket_receive_copied:
     mov ebp, eax
     mov eax, offset network_lock
     call lock_events
@@ -471,13 +471,13 @@ socket_receive:
     mov eax, ebx
     call network_recycle
     mov eax, ebp
-.Lreceive_unlock:
+.Lsocket_receive_unlock:
     mov ebp, eax
     mov eax, offset network_lock
     mov edx, edi
     call unlock_events
     mov eax, ebp
-.Lreceive_out:
+.Lsocket_receive_out:
     add esp, 8
     pop ebp
     pop edi

@@ -11,6 +11,7 @@
 # are addressed by edi: a MESSAGE_ on the stack.)
 
 .equ SOCKETCALL_WORDS, 6            # arguments, at most
+.equ SOCKET_ETH, 0x687465           # "eth"
 .equ MMSG_MAX, 128                  # messages of one call: the kernel lock is held meanwhile
 
 .section .text
@@ -27,8 +28,8 @@ sys_socketcall:
     ja .Lsocketcall_out
     lea esi, [socketcall_table + esi * 8]
     mov ecx, [esi + 4]
-    shl ecx, 2                      # 0 words: no such operation
-    jz .Lsocketcall_out
+    shl ecx, 2
+    jz .Lsocketcall_out             # no such operation
     mov eax, esp
     mov edx, [ebx + FRAME_ECX]
     call user_copy_in
@@ -236,9 +237,10 @@ socketcall_option:
 .Loption_value:
     mov eax, -EINVAL
     mov ecx, [ebx + 16]
-    sub ecx, 5                      # two words, or "eth0" with or without its 0
-    cmp ecx, 8 - 5
+    sub ecx, 4                      # two words; or "eth0", with or without its 0
+    cmp ecx, 4
     ja .Loption_out
+    mov dword ptr [esp + 4], 0
     mov eax, esp
     mov edx, [ebx + 12]
     mov ecx, [ebx + 16]
@@ -262,11 +264,13 @@ socketcall_option:
     jmp .Loption_done
 .Loption_device:
     mov eax, -ENODEV
-    cmp dword ptr [esp], 0x30687465     # "eth0"
-    jb .Loption_out
-    movzx ecx, byte ptr [esp + 3]
-    sub ecx, '0'
-    mov eax, ecx
+    mov ecx, [esp]                  # "eth0"
+    mov edx, ecx
+    and edx, 0xFFFFFF
+    cmp edx, SOCKET_ETH
+    jne .Loption_out
+    shr ecx, 24
+    lea eax, [ecx - '0']
     call network_of
     test eax, eax
     mov ecx, eax
@@ -342,6 +346,16 @@ socketcall_recvmmsg:
     call socket_receive
     test eax, eax
     js .Lrecvmmsg_failed
+    cmp dword ptr [edi + MESSAGE_NAME], 0
+    je .Lrecvmmsg_bytes
+    push eax
+    mov edx, [edi + MESSAGE_NAME_BYTES]
+    call socketcall_put_name
+    pop edx
+    test eax, eax
+    js .Lrecvmmsg_failed
+    mov eax, edx
+.Lrecvmmsg_bytes:
     call socketcall_record_done
     test eax, eax
     js .Lrecvmmsg_failed
@@ -405,10 +419,6 @@ socketcall_record_done:
     mov eax, ebp
     shl eax, MMSGHDR_SHIFT
     add eax, [ebx + 4]
-    cmp dword ptr [edi + MESSAGE_NAME], 0
-    je .Lrecord_bytes
-    cmp dword ptr [ebx + 16], 0
-.Lrecord_bytes:
     add eax, MMSGHDR_BYTES
     mov ecx, 4
     call user_copy_out
@@ -474,7 +484,7 @@ socketcall_address:
 # or -errno.
 socketcall_name_out:
     push ebx
-    sub esp, SIZEOF_SOCKADDR
+    push eax
     mov ebx, eax
     mov edx, eax
     mov eax, esp
@@ -482,15 +492,8 @@ socketcall_name_out:
     call user_copy_in
     test eax, eax
     js .Lname_out_done
-    mov ecx, [esp]
-    cmp ecx, SIZEOF_SOCKADDR
-    jbe .Lname_out_room
-    mov ecx, SIZEOF_SOCKADDR
-.Lname_out_room:
-    call socketcall_sockaddr
-    mov eax, [edi + MESSAGE_NAME]
-    mov edx, esp
-    call user_copy_out
+    mov edx, [esp]
+    call socketcall_put_name
     test eax, eax
     js .Lname_out_done
     mov dword ptr [esp], SIZEOF_SOCKADDR
@@ -499,8 +502,29 @@ socketcall_name_out:
     mov ecx, 4
     call user_copy_out
 .Lname_out_done:
-    add esp, SIZEOF_SOCKADDR
+    pop ecx
     pop ebx
+    ret
+
+# Write a message's other end to the program. In: edi = message, edx = bytes of room. Out: eax = 0 or
+# -errno.
+socketcall_put_name:
+    push 0                          # struct sockaddr_in
+    push 0
+    push dword ptr [edi + MESSAGE_ADDRESS]
+    mov ecx, [edi + MESSAGE_PORT]
+    shl ecx, 16
+    or ecx, AF_INET
+    push ecx
+    mov ecx, edx
+    cmp ecx, SIZEOF_SOCKADDR
+    jbe .Lput_name_copy
+    mov ecx, SIZEOF_SOCKADDR
+.Lput_name_copy:
+    mov eax, [edi + MESSAGE_NAME]
+    mov edx, esp
+    call user_copy_out
+    add esp, SIZEOF_SOCKADDR
     ret
 
 # -- a socket as a file ----------------------------------------------------------------------

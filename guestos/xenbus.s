@@ -570,6 +570,7 @@ xenbus_hear_shutdown:
 .p2align 2
 .equ SIZEOF_DRIVER, DRIVER_REMOVE + 4
 xenbus_drivers:
+    .long vif_path, XenbusStateConnected, vif_connect, vif_live, vif_idle, vif_stop, vif_remove
     .long 0
 
 xenbus_wishes:
