@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.full_disk import files_no_larger_than
-from xenlite.dom0 import ethernet, ipv4
+from tests.support.network import tcpdump_of, udp_frame
 from xenlite.dom0.pcap import Capture
 from xenlite.errors import ConfigError
 
@@ -21,16 +20,8 @@ def never(message: str) -> None:
 
 
 def udp(payload: bytes) -> bytes:
-    datagram = ipv4.Datagram(4000, 4001, payload)
-    packet = ipv4.build_udp(bytes((10, 0, 0, 2)), bytes((10, 0, 0, 3)), datagram)
-    return ethernet.build(B, A, ethernet.ETHERTYPE_IPV4, packet)
-
-
-def tcpdump(path: Path, *options: str) -> list[str]:
-    command = ["tcpdump", "-n", "-tt", "--nano", *options, "-r", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    assert "truncated" not in done.stderr
-    return done.stdout.splitlines()
+    hosts = bytes((10, 0, 0, 2)), bytes((10, 0, 0, 3))
+    return udp_frame(B, A, *hosts, (4000, 4001), payload)
 
 
 def test_tcpdump_shows_what_was_captured_and_when(tmp_path: Path) -> None:
@@ -41,12 +32,12 @@ def test_tcpdump_shows_what_was_captured_and_when(tmp_path: Path) -> None:
     capture.deliver([udp(b"")])
     capture.close()
     talk = "IP 10.0.0.2.4000 > 10.0.0.3.4001: UDP, length"
-    assert tcpdump(path, "-vv")[1::2] == [
+    assert tcpdump_of(path, "-vv")[1::2] == [
         "    10.0.0.2.4000 > 10.0.0.3.4001: [udp sum ok] UDP, length 5",
         "    10.0.0.2.4000 > 10.0.0.3.4001: [udp sum ok] UDP, length 6",
         "    10.0.0.2.4000 > 10.0.0.3.4001: [udp sum ok] UDP, length 0",
     ]
-    assert tcpdump(path) == [
+    assert tcpdump_of(path, "-tt", "--nano") == [
         f"1700000000.123456789 {talk} 5",
         f"1700000000.123456789 {talk} 6",
         f"1700000001.000000000 {talk} 0",
@@ -59,7 +50,7 @@ def test_of_a_long_frame_the_beginning_is_kept(tmp_path: Path) -> None:
     capture.deliver([udp(bytes(1400)), udp(b"short")])
     capture.close()
     assert path.stat().st_size == 24 + 16 + 60 + 16 + 47
-    assert [line.split()[-1] for line in tcpdump(path)] == ["1400", "5"]
+    assert [line.split()[-1] for line in tcpdump_of(path)] == ["1400", "5"]
 
 
 def test_a_full_disk_ends_the_capture_behind_a_whole_frame(tmp_path: Path) -> None:
@@ -71,7 +62,7 @@ def test_a_full_disk_ends_the_capture_behind_a_whole_frame(tmp_path: Path) -> No
             capture.deliver([udp(bytes(50))])
     capture.close()
     assert told == [f"{path}: File too large: the capture ends here"]
-    assert len(tcpdump(path)) == 1
+    assert len(tcpdump_of(path)) == 1
 
 
 @pytest.mark.parametrize(
