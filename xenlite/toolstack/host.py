@@ -22,13 +22,14 @@ from xenlite.toolstack.store_nodes import host_nodes
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from xenlite.doors import Refusal
     from xenlite.errors import PeerError
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import Clock
     from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.networks import Networks
     from xenlite.toolstack.store_socket import StoreSocket
     from xenlite.toolstack.symbols import Symbols
 
@@ -89,6 +90,7 @@ class Host:
         self._audits = False
         self._next_audit_ns = 0
         self._watchers = watchers
+        self._networks: Networks | None = None
         self._last_events: deque[bytes] = deque(maxlen=KEPT_CHUNKS)
         if watchers:
             self._control.record(RECORD_BYTES)
@@ -103,13 +105,15 @@ class Host:
         audits: bool = False,
         explains: bool = False,
         built: Callable[[int, str], None] | None = None,
+        captures: Mapping[str, Path] | None = None,
     ) -> int:
         """Run domains until all have ended for good; return the exit status.
 
         That is the one of the first domain, in the order given, that did not power off;
         EXIT_TIMEOUT when the time was up; or what ``leave`` asked for. ``audits`` recomputes every
         invariant as it goes; ``explains`` says why each refused hypercall was refused. ``built``
-        hears of each domain, by domid and name, before its first instruction.
+        hears of each domain, by domid and name, before its first instruction. ``captures`` are
+        files by what is written down there: a bridge, or a network card as in ``name.0``.
         """
         self._built = built
         self._audits = audits
@@ -119,6 +123,7 @@ class Host:
         if timeout_s is not None:
             self._deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
         try:
+            self._make_networks(configs, captures or {})
             for guest in self._guests:
                 self._start(guest)
             return self._until_all_ended()
@@ -133,8 +138,19 @@ class Host:
 
         return StoreSocket(listener, self._link, self.store.server)
 
+    def networks(self) -> Networks:
+        """Return the host's networks, which are made when they are first asked for."""
+        if self._networks is None:
+            from xenlite.toolstack.networks import Networks
+
+            # What guests read: the wall clock at their start, and the time since.
+            self._networks = Networks(self._link, self._clock.wall_ns, self._voice.say)
+        return self._networks
+
     def close(self) -> None:
-        """Give the machine back."""
+        """End the networks, and give the machine back."""
+        if self._networks is not None:
+            self._networks.close()
         self._hypervisor.close()
 
     def leave(self, status: int) -> None:
@@ -212,6 +228,15 @@ class Host:
             assert not wrong, "audit:\n" + "\n".join(wrong)
             self._next_audit_ns = self._clock.monotonic_ns() + AUDIT_PERIOD_NS
 
+    def _make_networks(self, configs: Sequence[DomainConfig], captures: Mapping[str, Path]) -> None:
+        """Make what is described, and begin what is to be captured. Raises ConfigError."""
+        for network in [one for config in configs for one in config.networks]:
+            self.networks().declare(network)
+        if captures:
+            from xenlite.toolstack.captures import begin_captures
+
+            begin_captures(self.networks(), configs, captures)
+
     def _start(self, guest: Guest) -> None:
         name = guest.config.name
 
@@ -223,7 +248,13 @@ class Host:
                 self._built(domid, name)
 
         domain = guest.start(
-            self._control, self._link, self.store, sink=self._print, broken=broken, built=built
+            self._control,
+            self._link,
+            self.store,
+            sink=self._print,
+            broken=broken,
+            networks=self.networks,
+            built=built,
         )
         for watcher in self._watchers:
             watcher.started(domain.domid, guest.symbols)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from xenlite.errors import PeerError
     from xenlite.toolstack.disks import Disks
     from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.networks import Networks
     from xenlite.toolstack.symbols import Symbols
+    from xenlite.toolstack.vifs import Vifs
 
 # A domain that restarts more often than this within the window is in a loop.
 RESTARTS: Final = 5
@@ -95,6 +97,7 @@ class Guest:
         self.domain: BuiltDomain | None = None
         self.console: Console | None = None
         self.disks: Disks | None = None
+        self.vifs: Vifs | None = None
         self._undo = ExitStack()
 
     def start(
@@ -105,11 +108,13 @@ class Guest:
         *,
         sink: Callable[[int, bytes], None],
         broken: Callable[[PeerError], None],
+        networks: Callable[[], Networks] | None = None,
         built: Callable[[int], None] | None = None,
     ) -> BuiltDomain:
         """Build the domain, tell the store, join its console to ``sink(domid, bytes)``, let it run.
 
-        ``broken`` hears where the guest breaks its console or a disk; both have to live with it.
+        ``broken`` hears where the guest breaks a device; both have to live with it. ``networks()``
+        are the host's, which a domain without network cards needs none of.
 
         The store's undo comes before the domain's: it gives back the page and port that it uses.
         ``built`` is called before its first instruction.
@@ -131,6 +136,7 @@ class Guest:
             )
             undo.callback(console.close)
             self._attach_disks(link, store, domain.domid, images, undo, broken)
+            self._attach_vifs(link, store, domain.domid, networks, undo, broken)
             if built is not None:
                 built(domain.domid)
             control.unpause(domain.domid)
@@ -162,6 +168,23 @@ class Guest:
             for disk, image in zip(self.config.disks, images, strict=True):
                 self.disks.attach(disk, image)
 
+    def _attach_vifs(
+        self,
+        link: Link,
+        store: XenStore,
+        domid: int,
+        networks: Callable[[], Networks] | None,
+        undo: ExitStack,
+        broken: Callable[[PeerError], None],
+    ) -> None:
+        if self.config.vifs:
+            assert networks is not None, f"{self.config.name} needs the host's networks"
+            from xenlite.toolstack.vifs import Vifs
+
+            self.vifs = Vifs(link, store, domid, self.config.name, networks(), undo, broken)
+            for vif in self.config.vifs:
+                self.vifs.attach(vif)
+
     def symbols(self) -> Symbols:
         """Return the labels of the kernel, read when they are first asked for."""
         if self._symbols is None:
@@ -172,7 +195,7 @@ class Guest:
 
     def stop(self) -> None:
         """Take the domain apart, if there is one; its last output reaches the console first."""
-        self.domain = self.console = self.disks = None
+        self.domain = self.console = self.disks = self.vifs = None
         self._undo.close()
 
 

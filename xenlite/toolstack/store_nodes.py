@@ -122,10 +122,16 @@ def vbd_nodes(
     )
 
 
-def vif_nodes(domid: int, handle: int, mac: str) -> list[StoreNode]:
-    """Return the nodes of a network card; both ends can read its address."""
+def vif_nodes(
+    domid: int, handle: int, mac: str, *, mtu: int, more: Mapping[str, str]
+) -> list[StoreNode]:
+    """Return the nodes of a network card; both ends can read its address.
+
+    ``more`` is what its backend's directory says beside: its bridge, and what was asked for.
+    """
     common = {"handle": str(handle), "mac": mac}
-    return _device(domid, "vif", handle, front=common, back={**common, "type": "vif"})
+    front = {**common, "mtu": str(mtu)}
+    return _device(domid, "vif", handle, front=front, back={**common, "type": "vif", **more})
 
 
 def device_paths(domid: int, kind: str, device: int) -> list[str]:
