@@ -90,7 +90,9 @@ icmp_reply:
     mov dword ptr [ebx + BUFFER_PORT], 0
     mov eax, IPPROTO_ICMP
     movzx edx, word ptr [esi + ICMP_IDENTIFIER]
+    push ecx
     call socket_find
+    pop ecx
     test eax, eax
     jz network_ignored
     jmp socket_queue

@@ -14,6 +14,7 @@ from xenlite.hypervisor import Hypervisor
 from xenlite.machine.clock import Clock, HostClock
 from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
 from xenlite.toolstack.lifecycle import Guest
+from xenlite.toolstack.networks import Networks
 
 ROOT = Path(__file__).resolve().parents[2]
 DOM = "guestos/dom.yaml"
@@ -39,28 +40,53 @@ def ramdisk() -> dict[str, int]:
         return {entry.name: entry.size for entry in tar}
 
 
-class Machine:
-    """One guestos, driven step by step."""
+class Rack:
+    """What machines run on, and find each other by."""
 
-    def __init__(self, *overrides: str, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, memory_bytes: int = 64 * MIB) -> None:
         self.clock = clock or HostClock()
-        self.hypervisor = Hypervisor(64 * MIB, self.clock)
+        self.hypervisor = Hypervisor(memory_bytes, self.clock)
         self.control = self.hypervisor.control()
+        self.link = self.hypervisor.link(0)
+        self.store = XenStore(self.link, lambda _domid, error: self.broken(error))
+        self.networks = Networks(self.link, self.clock.wall_ns, self.said)
+
+    def broken(self, error: PeerError) -> None:
+        raise error
+
+    def said(self, line: str) -> None:
+        raise AssertionError(f"nothing was to be said, but {line!r}")
+
+    def close(self) -> None:
+        self.networks.close()
+        self.hypervisor.close()
+
+
+class Machine:
+    """One guestos, driven step by step; alone, or in a rack with others."""
+
+    def __init__(
+        self, *overrides: str, clock: Clock | None = None, rack: Rack | None = None
+    ) -> None:
+        self.rack = rack or Rack(clock)
+        self._owns_rack = rack is None
+        self.clock, self.hypervisor = self.rack.clock, self.rack.hypervisor
+        self.control, self.store = self.rack.control, self.rack.store
         self.output = ""
         self.blocks_of_slices: Callable[[], int] | None = None
         self.guest = Guest(load(ROOT / DOM, ["memory=8", *overrides]))
-        link = self.hypervisor.link(0)
-        self.store = XenStore(link, lambda _domid, error: self._broken(error))
         self.domid = self.guest.start(
-            self.control, link, self.store, sink=self._hear, broken=self._broken
+            self.control,
+            self.rack.link,
+            self.store,
+            sink=self._hear,
+            broken=self.rack.broken,
+            networks=lambda: self.rack.networks,
         ).domid
 
     def _hear(self, _domid: int, data: bytes) -> None:
         # The two may come apart.
         self.output = (self.output + data.decode("ascii")).replace("\r\n", "\n")
-
-    def _broken(self, error: PeerError) -> None:
-        raise error
 
     def wait_for(self, text: str) -> str:
         """Run until the console shows ``text``; return what came before it, and forget both."""
@@ -161,4 +187,5 @@ class Machine:
     def close(self) -> None:
         assert self.control.audit() == []
         self.guest.stop()
-        self.hypervisor.close()
+        if self._owns_rack:
+            self.rack.close()
