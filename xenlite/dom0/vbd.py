@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from xenlite.doors import Link
 
 MAX_RING_ORDER: Final = 4  # 16 pages, 512 slots
+_UNUSED: Final = (State.INIT_WAIT, State.CLOSED)  # here a frontend has nothing of ours
 _MOST_STEPS: Final = 4  # the longest way through the states without news from the frontend
 _MOST_COMPLAINTS: Final = 10  # lines about one frontend: it can be wrong without end
 _MOST_SHOWN: Final = 32  # characters of a value that makes no sense
@@ -96,6 +97,7 @@ class Vbd:
         self.ring: BlockRing | None = None
         self._is_draining = False
         self._is_closed = False
+        self._released: Callable[[], None] | None = None
         for name, value in features(self.disk, is_cdrom=is_cdrom).items():
             store.write(f"{paths.backend}/{name}", value)
         self._show(State.INIT_WAIT)
@@ -111,10 +113,38 @@ class Vbd:
             self.ring = None
         self._worker.close()
 
+    def ask_to_close(self, released: Callable[[], None]) -> None:
+        """Have the frontend close the disk; ``released`` hears, later, that it uses nothing of it.
+
+        The ring is served meanwhile: a kernel may have much to write before it lets go.
+        """
+        self._released = released
+        self._store.write(f"{self._paths.backend}/online", "0")
+        if not self._tell_released():
+            self._store.write(f"{self._paths.backend}/state", str(State.CLOSING.value))
+
+    def _tell_released(self) -> bool:
+        """Say, where that is waited for and so, that nothing is in use; outside the call."""
+        released = self._released
+        if released is None or self._is_draining or self.state not in _UNUSED:
+            return False
+        self._released = None
+
+        def tell() -> None:
+            if not self._is_closed:
+                released()
+
+        self._link.defer(tell)
+        return True
+
     # -- states -------------------------------------------------------------------------------
 
     def _frontend_changed(self) -> None:
         """Go as far as what the frontend shows now leads."""
+        self._follow()
+        self._tell_released()
+
+    def _follow(self) -> None:
         for _ in range(_MOST_STEPS):
             if self._is_closed or self._is_draining:
                 return

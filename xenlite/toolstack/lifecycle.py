@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Control, Link
     from xenlite.errors import PeerError
+    from xenlite.toolstack.disk_config import DiskConfig
     from xenlite.toolstack.disks import Disks
     from xenlite.toolstack.domain_config import DomainConfig
     from xenlite.toolstack.symbols import Symbols
@@ -95,6 +97,7 @@ class Guest:
         self.domain: BuiltDomain | None = None
         self.console: Console | None = None
         self.disks: Disks | None = None
+        self._make_disks: Callable[[ExitStack], Disks]
         self._undo = ExitStack()
 
     def start(
@@ -130,7 +133,11 @@ class Guest:
                 broken=broken,
             )
             undo.callback(console.close)
-            self._attach_disks(link, store, domain.domid, images, undo, broken)
+            self._make_disks = partial(_make_disks, link, store, domain.domid, broken)
+            if images:
+                self.disks = self._make_disks(undo)
+                for disk, image in zip(self.config.disks, images, strict=True):
+                    self.disks.attach(disk, image)
             if built is not None:
                 built(domain.domid)
             control.unpause(domain.domid)
@@ -146,21 +153,34 @@ class Guest:
 
         return open_images(self.config.disks, undo)
 
-    def _attach_disks(
-        self,
-        link: Link,
-        store: XenStore,
-        domid: int,
-        images: list[RawImage],
-        undo: ExitStack,
-        broken: Callable[[PeerError], None],
-    ) -> None:
-        if images:
-            from xenlite.toolstack.disks import Disks
+    def has_disk(self, number: int) -> bool:
+        """Tell whether the running domain has a disk of that number."""
+        return self.disks is not None and number in self.disks
 
-            self.disks = Disks(link, store, domid, undo, broken)
-            for disk, image in zip(self.config.disks, images, strict=True):
-                self.disks.attach(disk, image)
+    def attach_disk(self, disk: DiskConfig) -> None:
+        """Give the running domain one more disk, and again when it restarts.
+
+        Raises ConfigError where its image can't be used or it has a disk of that name.
+        """
+        if self.has_disk(disk.number):
+            raise ConfigError(Fault(disk.vdev, f"{self.config.name!r} has such a disk already"))
+        if self.disks is None:
+            self.disks = self._make_disks(self._undo)
+        self.disks.open_and_attach(disk)
+        self.config = replace(self.config, disks=(*self.config.disks, disk))
+
+    def detach_disk(self, number: int, gone: Callable[[], None] | None) -> None:
+        """Take a disk away, and leave it out when the domain restarts.
+
+        With ``gone`` its frontend is asked to close it first; ``gone`` hears of the end.
+        """
+        assert self.disks is not None
+        if gone is None:
+            self.disks.detach(number)
+        else:
+            self.disks.ask_back(number, gone)
+        left = tuple(disk for disk in self.config.disks if disk.number != number)
+        self.config = replace(self.config, disks=left)
 
     def symbols(self) -> Symbols:
         """Return the labels of the kernel, read when they are first asked for."""
@@ -174,6 +194,18 @@ class Guest:
         """Take the domain apart, if there is one; its last output reaches the console first."""
         self.domain = self.console = self.disks = None
         self._undo.close()
+
+
+def _make_disks(
+    link: Link,
+    store: XenStore,
+    domid: int,
+    broken: Callable[[PeerError], None],
+    undo: ExitStack,
+) -> Disks:
+    from xenlite.toolstack.disks import Disks
+
+    return Disks(link, store, domid, undo, broken)
 
 
 def read_file(path: Path) -> bytes:

@@ -17,7 +17,7 @@ from xenlite.errors import ConfigError
 from xenlite.hypervisor import Hypervisor
 from xenlite.toolstack.socket_dir import STORE_SOCKET, SocketDirectory
 from xenlite.toolstack.store_client import StoreClient, StoreError
-from xenlite.toolstack.store_socket import StoreSocket
+from xenlite.toolstack.store_socket import serve_store
 
 if TYPE_CHECKING:
     from typing_extensions import override
@@ -36,7 +36,7 @@ class Host:
         link = hypervisor.link(0)
         self.store = XenStore(link, _unexpected)
         self._directory = SocketDirectory(path)
-        self._socket = StoreSocket(self._directory.listen(STORE_SOCKET), link, self.store.server)
+        self._socket = serve_store(self._directory.listen(STORE_SOCKET), link, self.store.server)
 
     def while_serving(self, do: Callable[[], None]) -> None:
         """Do something in a thread of its own, while the loop runs here."""

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tools may ask a running host for. COMMANDS is the table; ``control_socket.py`` asks.
+
+Arguments have their types here. What they mean is checked before anything is done: an error names
+what the user gave, and nothing has changed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from xenlite.errors import ConfigError, Fault
+from xenlite.toolstack.control_protocol import Outcome
+from xenlite.toolstack.control_socket import Command, Later
+from xenlite.toolstack.disk_config import device_number, read_disk
+from xenlite.toolstack.store_nodes import device_ends
+
+if TYPE_CHECKING:
+    from xenlite.dom0.xenstore.view import View
+    from xenlite.toolstack.host import Host
+    from xenlite.toolstack.lifecycle import Guest
+
+MOST_SECONDS: Final = 3600
+_NONE: Final = -1  # what xl shows for a number that there is not
+
+
+# -- domains --------------------------------------------------------------------------------------
+
+
+def list_domains(host: Host) -> object:
+    """Return what there is to say of each domain, Dom0 included."""
+    infos = [host.control.info(domid) for domid in host.control.domains()]
+    return [
+        {
+            "name": info.name,
+            "domid": info.domid,
+            "memory_kib": info.pages * 4,
+            "vcpus": info.vcpus,
+            "state": info.state.value if info.domid else "r",  # Dom0 is who answers
+            "cpu_seconds": round(info.cpu_ns / 1e9, 1),
+        }
+        for info in infos
+    ]
+
+
+def pause(host: Host, domain: str) -> None:
+    """Have a domain stand still."""
+    host.control.pause(_domid(host.find(domain)))
+
+
+def unpause(host: Host, domain: str) -> None:
+    """Have it go on."""
+    host.control.unpause(_domid(host.find(domain)))
+
+
+def destroy(host: Host, domain: str) -> None:
+    """Take a domain apart."""
+    host.destroy(host.find(domain))
+
+
+def shutdown(host: Host, domain: str) -> None:
+    """Ask a guest to power off; whether it does is its own affair."""
+    _ask_guest(host, domain, "poweroff")
+
+
+def reboot(host: Host, domain: str) -> None:
+    """Ask a guest to reboot."""
+    _ask_guest(host, domain, "reboot")
+
+
+def _ask_guest(host: Host, domain: str, wish: str) -> None:
+    path = f"/local/domain/{_domid(host.find(domain))}/control/shutdown"
+    host.store.server.act_as_tool(lambda view: view.write(path, wish.encode()))
+
+
+def _domid(guest: Guest) -> int:
+    assert guest.domain is not None, guest.config.name
+    return guest.domain.domid
+
+
+# -- disks ----------------------------------------------------------------------------------------
+
+
+def block_attach(host: Host, domain: str, disk: str, directory: str) -> None:
+    """Give a domain a disk, as xl writes it; its target starts at ``directory``."""
+    guest = host.find(domain)
+    try:
+        wanted = read_disk(disk).below(Path(directory))
+    except ValueError as error:
+        raise ConfigError(Fault("", str(error))) from None
+    guest.attach_disk(wanted)
+
+
+def block_detach(host: Host, domain: str, vdev: str, *, force: bool, seconds: int) -> Later:
+    """Take a disk away: when the guest has closed it, or at once with ``force``."""
+    guest, number = host.find(domain), _number(vdev)
+    if not 0 <= seconds <= MOST_SECONDS:
+        raise ConfigError(Fault("seconds", f"{seconds} is not between 0 and {MOST_SECONDS}"))
+    if not guest.has_disk(number):
+        raise ConfigError(Fault(guest.config.name, f"has no disk {vdev}"))
+    done = Later()
+    if force:
+        guest.detach_disk(number, None)
+        done.settle(Outcome())
+        return done
+    guest.detach_disk(number, lambda: done.settle(Outcome()))
+    what = (
+        f"{vdev}: the guest has not closed it within {seconds} s: it goes when the guest does,"
+        " or at once with --force"
+    )
+    deadline_ns = host.link.now_ns() + seconds * 10**9
+    host.link.call_at(deadline_ns, lambda: done.settle(Outcome(error=what)))
+    return done
+
+
+def block_list(host: Host, domain: str) -> object:
+    """Return what XenStore says of each disk; what a guest wrote there only where it's a number."""
+    domid = _domid(host.find(domain))
+    above = f"/local/domain/0/backend/vbd/{domid}"
+
+    def look(view: View) -> list[dict[str, object]]:
+        if not view.exists(above):
+            return []
+        names = view.directory(above).decode().split("\0")[:-1]
+        return [_disk(view, domid, int(name)) for name in sorted(names, key=int)]
+
+    return host.store.server.act_as_tool(look)
+
+
+def _disk(view: View, domid: int, number: int) -> dict[str, object]:
+    front, back = device_ends(domid, "vbd", number)
+    return {
+        "vdev": number,
+        "backend_domid": 0,
+        "handle": domid,
+        "state": _read_number(view, f"{front}/state"),
+        "event_channel": _read_number(view, f"{front}/event-channel"),
+        "ring_ref": _read_number(view, f"{front}/ring-ref"),
+        "backend": back,
+    }
+
+
+def _read_number(view: View, path: str) -> int:
+    value = view.read(path) if view.exists(path) else b""
+    return int(value) if re.fullmatch(rb"\d{1,10}", value) else _NONE
+
+
+def _number(vdev: str) -> int:
+    """Read a virtual device's name or number."""
+    if re.fullmatch(r"\d{1,10}", vdev, re.ASCII):
+        return int(vdev)
+    try:
+        return device_number(vdev)
+    except ValueError as error:
+        raise ConfigError(Fault("", str(error))) from None
+
+
+COMMANDS: Final = {
+    "list": Command(list_domains, {}),
+    "pause": Command(pause, {"domain": str}),
+    "unpause": Command(unpause, {"domain": str}),
+    "destroy": Command(destroy, {"domain": str}),
+    "shutdown": Command(shutdown, {"domain": str}),
+    "reboot": Command(reboot, {"domain": str}),
+    "block-attach": Command(block_attach, {"domain": str, "disk": str, "directory": str}),
+    "block-detach": Command(
+        block_detach, {"domain": str, "vdev": str, "force": bool, "seconds": int}
+    ),
+    "block-list": Command(block_list, {"domain": str}),
+}
