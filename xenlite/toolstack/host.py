@@ -19,6 +19,7 @@ from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.console_log import ConsoleTail
 from xenlite.toolstack.domain_config import Reaction
 from xenlite.toolstack.lifecycle import Guest, exit_status, reaction, reason_name
+from xenlite.toolstack.poller import Poller
 from xenlite.toolstack.store_nodes import host_nodes
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Host:
         self.link = hypervisor.link(0)
         self.store = XenStore(self.link, self._store_broken)
         self.store.put(host_nodes())
+        self._poller = Poller(self.link)
         self._clock = clock
         self._voice = voice
         self._guests: list[Guest] = []
@@ -136,7 +138,7 @@ class Host:
         """Let tools that connect to ``listener`` use XenStore, until that is closed."""
         from xenlite.toolstack.store_socket import serve_store
 
-        return serve_store(listener, self.link, self.store.server)
+        return serve_store(listener, self._poller, self.store.server)
 
     def serve_control(self, listener: socket.socket) -> SocketServer:
         """Do what tools ask for that connect to ``listener``, until that is closed."""
@@ -148,10 +150,11 @@ class Host:
 
             return ControlSession(self, COMMANDS, has_output)
 
-        return SocketServer(listener, self.link, greet, name="control socket")
+        return SocketServer(listener, self._poller, greet)
 
     def close(self) -> None:
-        """Give the machine back."""
+        """Give the machine back. What was served is closed before."""
+        self._poller.close()
         self._hypervisor.close()
 
     def leave(self, status: int) -> None:

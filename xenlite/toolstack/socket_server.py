@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Serve tools of the host over a Unix socket: listening, clients, and whose turn it is.
 
-One thread waits for sockets and does nothing else: what is ready it hands to the hypervisor's loop,
-where all reading, answering and writing happens. Each socket is reported once and watched again
-when the loop has seen to it, so a tool that sends without end costs one read per round of the loop.
+All reading, answering and writing happens in the hypervisor's loop (``poller.py``), one read per
+client and round of it.
 
 What the bytes mean is a ``Session``'s, which knows no socket. A client that breaks its protocol, or
 leaves too much unread, is cut off.
@@ -11,11 +10,8 @@ leaves too much unread, is cut off.
 
 from __future__ import annotations
 
-import os
 import select
-import threading
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from xenlite.errors import PeerError
@@ -23,7 +19,7 @@ from xenlite.errors import PeerError
 if TYPE_CHECKING:
     import socket
 
-    from xenlite.doors import Link
+    from xenlite.toolstack.poller import Poller
 
 READ_BYTES: Final = 4 << 10
 MAX_CLIENTS: Final = 200
@@ -61,47 +57,24 @@ Greet = Callable[[Callable[[], None]], Session]
 class SocketServer:
     """Serve a listening socket until ``close``."""
 
-    def __init__(self, listener: socket.socket, link: Link, greet: Greet, *, name: str) -> None:
+    def __init__(self, listener: socket.socket, poller: Poller, greet: Greet) -> None:
         self.greet = greet
-        self.poll = select.epoll()
+        self.poller = poller
         self._listener = listener
-        self._link = link
         self._clients: dict[int, _Client] = {}
-        self._stop_read, self._stop_write = os.pipe()
-        self.poll.register(self._stop_read, select.EPOLLIN)
-        self.poll.register(listener.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
-        self._thread = threading.Thread(target=self._wait, name=name, daemon=True)
-        self._thread.start()
+        poller.watch(listener.fileno(), select.EPOLLIN, self._accept)
 
     def close(self) -> None:
         """Disconnect everybody and stop listening."""
-        os.write(self._stop_write, b"\0")
-        self._thread.join()
+        self.poller.forget(self._listener.fileno())
+        self._listener.close()
         for client in list(self._clients.values()):
             client.close()
-        self._listener.close()
-        self.poll.close()
-        os.close(self._stop_read)
-        os.close(self._stop_write)
 
     def forget(self, fd: int) -> None:
         """Hear that a client is gone; there is room for another."""
         del self._clients[fd]
         self._watch_listener()
-
-    def _wait(self) -> None:
-        while True:
-            for fd, _ in self.poll.poll():
-                if fd == self._stop_read:
-                    return
-                self._link.defer(partial(self._serve, fd))
-
-    def _serve(self, fd: int) -> None:
-        """See to a socket that was ready, in the loop; it may be gone by now."""
-        if fd == self._listener.fileno():
-            self._accept()
-        elif fd in self._clients:
-            self._clients[fd].serve()
 
     def _accept(self) -> None:
         try:
@@ -117,7 +90,7 @@ class SocketServer:
 
     def _watch_listener(self) -> None:
         if len(self._clients) < MAX_CLIENTS and self._listener.fileno() >= 0:
-            self.poll.modify(self._listener.fileno(), select.EPOLLIN | select.EPOLLONESHOT)
+            self.poller.want(self._listener.fileno(), select.EPOLLIN)
 
 
 class _Client:
@@ -127,7 +100,7 @@ class _Client:
         self._owner = owner
         self._socket = connected
         self._fd = connected.fileno()
-        owner.poll.register(self._fd, select.EPOLLIN | select.EPOLLONESHOT)
+        owner.poller.watch(self._fd, select.EPOLLIN, self.serve)
         self._session = owner.greet(self.send)
 
     def serve(self) -> None:
@@ -172,7 +145,7 @@ class _Client:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             self._session.close()
-            self._owner.poll.unregister(fd)
+            self._owner.poller.forget(fd)
             self._socket.close()
             self._owner.forget(fd)
 
@@ -180,9 +153,9 @@ class _Client:
         """Have the thread report the socket when it can go on."""
         if self._fd < 0:
             return
-        wanted = select.EPOLLONESHOT
+        wanted = 0
         if self._session.hears():
             wanted |= select.EPOLLIN
         if self._session.head():
             wanted |= select.EPOLLOUT
-        self._owner.poll.modify(self._fd, wanted)
+        self._owner.poller.want(self._fd, wanted)

@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from xenlite.dom0.xenstore.connection import Connection
     from xenlite.dom0.xenstore.server import Server
-    from xenlite.doors import Link
+    from xenlite.toolstack.poller import Poller
 
 
-def serve_store(listener: socket.socket, link: Link, server: Server) -> SocketServer:
+def serve_store(listener: socket.socket, poller: Poller, server: Server) -> SocketServer:
     """Serve the store to whoever connects, until that is closed."""
-    return SocketServer(listener, link, partial(_StoreSession, server), name="store socket")
+    return SocketServer(listener, poller, partial(_StoreSession, server))
 
 
 class _StoreSession:
