@@ -34,7 +34,7 @@ exit status:
   16+N      the domain shut down for reason N: 17 reboot, 18 suspend, 19 crash, 20 watchdog;
             at most 123
   124       the time given with --timeout was up
-  130       the user left (Ctrl-] on a terminal, Ctrl-C elsewhere)
+  130       the user left (Ctrl-] on a terminal, Ctrl-C elsewhere) or destroyed the domain
   128+S     ended by signal S
 """
 
@@ -135,6 +135,10 @@ def _parser(first_word: str) -> argparse.ArgumentParser:
         from xenlite.cli.xenstore import add_verbs
 
         add_verbs(store)
+    if first_word not in ("run", "create"):  # whose start they would delay
+        from xenlite.cli import control
+
+        control.add_verbs(verbs)
     return parser
 
 

@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     from xenlite.machine.clock import HostClock
     from xenlite.machine.memory import DEFAULT_SIZE_BYTES
     from xenlite.toolstack.host import Host, Voice
-    from xenlite.toolstack.socket_dir import STORE_SOCKET, SocketDirectory
+    from xenlite.toolstack.socket_dir import CONTROL_SOCKET, STORE_SOCKET, SocketDirectory
 
     with ExitStack() as cleanup:
         consoles = []
@@ -156,6 +156,7 @@ def run(options: argparse.Namespace) -> int:
         host = Host(hypervisor, clock, Voice(console, ended, _say, crashed), watchers)
         cleanup.callback(host.close)
         cleanup.callback(host.serve_store(sockets.listen(STORE_SOCKET)).close)
+        cleanup.callback(host.serve_control(sockets.listen(CONTROL_SOCKET)).close)
         if not options.quiet:
             _say(f"sockets in {sockets.path}")
         built = None

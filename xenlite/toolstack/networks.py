@@ -16,7 +16,6 @@ from xenlite.dom0.dgram import DgramChannel, HostAddress
 from xenlite.dom0.host_port import HostPort
 from xenlite.dom0.pcap import SNAPLEN, Capture
 from xenlite.dom0.service_port import ServicePort
-from xenlite.dom0.socket_watch import SocketWatch
 from xenlite.dom0.switch import Bridge
 from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.network_config import NetworkConfig, default_network
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from xenlite.doors import Link
+    from xenlite.toolstack.poller import Poller
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +41,20 @@ class Network:
 class Networks:
     """All networks of a host. ``wall_ns`` stamps captures; ``say`` tells the user of their ends."""
 
-    def __init__(self, link: Link, wall_ns: Callable[[], int], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        link: Link,
+        poller: Poller,
+        wall_ns: Callable[[], int],
+        say: Callable[[str], None],
+    ) -> None:
         self._link = link
+        self._poller = poller
         self._wall_ns = wall_ns
         self._say = say
         self._networks: dict[str, Network] = {}
         self._captured: set[Path] = set()
         self._undo = ExitStack()
-        self._watch = SocketWatch(link)
-        self._undo.callback(self._watch.close)
 
     def declare(self, config: NetworkConfig) -> None:
         """Make a network as it is described. Raises ConfigError, also where it is there and not so.
@@ -104,17 +109,17 @@ class Networks:
                 bridge, config.capture, undo, wish="networks: pcap", snaplen=config.snaplen
             )
         for dgram in config.dgrams:
-            port = HostPort(bridge, f"dgram {dgram.local}", self._watch, DgramChannel(dgram))
+            port = HostPort(bridge, f"dgram {dgram.local}", self._poller, DgramChannel(dgram))
             undo.callback(port.close)
         for tap in config.taps:
             from xenlite.dom0.tap import TapChannel
 
-            undo.callback(HostPort(bridge, f"tap {tap}", self._watch, TapChannel(tap)).close)
+            undo.callback(HostPort(bridge, f"tap {tap}", self._poller, TapChannel(tap)).close)
         if config.interface is None:
             return None
         mac = service_mac(config.name)
         services = ServicePort(
-            self._link, bridge, self._watch, mac, config.interface, config.forwards
+            self._link, bridge, self._poller, mac, config.interface, config.forwards
         )
         undo.callback(services.close)
         for forward, address in zip(config.forwards, services.addresses, strict=True):

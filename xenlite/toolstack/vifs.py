@@ -10,6 +10,7 @@ from xenlite.dom0.device_store import Dom0Store
 from xenlite.dom0.ethernet import format_address
 from xenlite.dom0.vif import Vif, vif_paths
 from xenlite.errors import ConfigError, Fault
+from xenlite.toolstack.attached import AttachedDevices
 from xenlite.toolstack.store_nodes import device_paths, vif_nodes
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Vifs:
         self._networks = networks
         self._broken = broken
         self._nodes = Dom0Store(link, store.server)
-        self._attached: dict[int, ExitStack] = {}
+        self._attached = AttachedDevices()
         undo.callback(self._close)
 
     def __contains__(self, devid: int) -> bool:
@@ -82,16 +83,19 @@ class Vifs:
                 broken=self._broken,
             )
             undo.callback(vif.close)
-            self._attached[config.devid] = undo.pop_all()
+            self._attached.add(config.devid, vif, undo.pop_all())
         return vif
 
     def detach(self, devid: int) -> None:
         """Take a card away, whatever its frontend is doing."""
-        self._attached.pop(devid).close()
+        self._attached.detach(devid)
+
+    def ask_back(self, devid: int, gone: Callable[[], None]) -> None:
+        """Take a card away when its frontend has closed it, which it is asked to; then ``gone``."""
+        self._attached.ask_back(devid, gone)
 
     def _close(self) -> None:
-        for devid in list(self._attached):
-            self.detach(devid)
+        self._attached.close()
         self._nodes.close()
 
     def _check(self, network: Network, config: VifConfig, mac: bytes) -> None:
