@@ -95,7 +95,9 @@ icmp_reply:
     pop ecx
     test eax, eax
     jz network_ignored
-    jmp socket_queue
+    call socket_has_room
+    jc socket_queue
+    jmp network_dropped
 
 # The other end says that nobody listens there: behind the header of ICMP lies the beginning of the
 # packet that we sent.

@@ -16,9 +16,11 @@
 # before the next event is asked for. For each page that a socket keeps, another one takes its slot,
 # so the ring to receive is always full, and is shown as such once per run.
 #
-# A flood of packets must not stop programs: a handler takes so many per tick of the clock, at most
-# (network_budget). The rest waits in the ring, with no event asked for, until the next tick, or
-# until a processor has nothing to do.
+# A flood of packets must not stop programs, least of all those that are to read them. So handlers
+# take as many as a ring has slots (network_budget), and leave the rest in the ring, with no event
+# asked for. They may take more with each tick of the clock; when a processor has nothing to do; and
+# when a program wants to read from a socket that has nothing: then it takes them itself. What waits
+# at sockets already counts against it, but for a few: the kernel answers, however little is read.
 #
 # The backend may be hostile. What it writes is read once, and what cannot be (a response that nobody
 # asked for, an id of no buffer in the ring, more bytes than a page has) ends the use of its rings:
@@ -26,7 +28,8 @@
 
 .equ NETFRONT_SLOTS, NETIF_RX_RING_SIZE
 .equ NETFRONT_CHUNK, 32             # frames taken while the lock is held
-.equ NETFRONT_BUDGET, 2048          # frames for each tick
+.equ NETFRONT_BUDGET, NETFRONT_SLOTS
+.equ NETFRONT_LEAST_BUDGET, 16
 .equ NETFRONT_RX_CHECKED, NETRXF_data_validated | NETRXF_csum_blank
 
 .section .text
@@ -196,11 +199,17 @@ netfront_receive:
     jz .Lnetfront_rx_rest
     mov esi, NETFRONT_CHUNK
     cmp ecx, esi
+    jae .Lnetfront_rx_budget
+    mov esi, ecx
+.Lnetfront_rx_budget:
+    mov ecx, [network_budget]
+    test ecx, ecx
+    jz .Lnetfront_rx_behind
+    cmp ecx, esi
     jae .Lnetfront_rx_some
     mov esi, ecx
 .Lnetfront_rx_some:
     sub [network_budget], esi
-    js .Lnetfront_rx_behind
 .Lnetfront_rx_next:
     call netfront_take
     jc .Lnetfront_rx_broken
@@ -299,25 +308,30 @@ netfront_post:
     mov [edx + ecx * 4], ebx
     ret
 
-# A tick: handlers may take as much again, and what was left is taken. Events are masked. An idle
-# processor calls it, too.
-netfront_tick:
-    mov dword ptr [network_budget], NETFRONT_BUDGET
+# Let handlers take more, and take what was left. Events are masked, network_lock is not held.
+netfront_catch_up:
+    mov eax, NETFRONT_BUDGET - NETFRONT_LEAST_BUDGET
+    sub eax, [network_unread]
+    jns .Lcatch_up_budget
+    xor eax, eax
+.Lcatch_up_budget:
+    add eax, NETFRONT_LEAST_BUDGET
+    mov [network_budget], eax
     cmp byte ptr [network_is_behind], 0
-    je .Ltick_done
+    je .Lcatch_up_done
     mov byte ptr [network_is_behind], 0
     push ebp
     mov ebp, offset network_nics
-.Ltick_next:
+.Lcatch_up_next:
     cmp dword ptr [ebp + NETWORK_STATE], NETWORK_UP
-    jne .Ltick_skip
+    jne .Lcatch_up_skip
     call netfront_receive
-.Ltick_skip:
+.Lcatch_up_skip:
     add ebp, SIZEOF_NIC
     cmp ebp, offset network_nics_end
-    jb .Ltick_next
+    jb .Lcatch_up_next
     pop ebp
-.Ltick_done:
+.Lcatch_up_done:
     ret
 
 # The backend has done what cannot be: use nothing of it any more. The process of xenbus.s does the
@@ -347,4 +361,4 @@ netfront_broken:
 network_budget:
     .space 4                        # frames that handlers may take yet
 network_is_behind:
-    .space 1                        # 1: frames wait for the next tick
+    .space 1                        # 1: frames were left in a ring

@@ -306,3 +306,5 @@ network_lock:
 network_nics:
     .space NETWORK_MAX * SIZEOF_NIC
 network_nics_end:
+network_unread:
+    .space 4                        # buffers that wait at sockets

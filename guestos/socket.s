@@ -82,24 +82,29 @@ socket_find:
     mov eax, ecx
     ret
 
-# Queue what came, and wake who waits for it. In: eax = socket, ebx = buffer, esi and ecx = what the
-# socket gets of it. Out: eax = 1, or 0 where there is no room.
+# May a socket have one more? In: eax = socket, ebp = interface. Out: CF set if so. Changes edx;
+# keeps all else.
+socket_has_room:
+    mov edx, [ebp + NIC_RX_SPARE]
+    add edx, edx
+    cmp edx, SOCKET_QUEUE_MAX
+    jbe .Lhas_room_look
+    mov edx, SOCKET_QUEUE_MAX
+.Lhas_room_look:
+    cmp [eax + SOCKET_QUEUED], edx
+    ret
+
+# Queue what came, and wake who waits for it. In: eax = socket, which has room; ebx = buffer, esi and
+# ecx = what the socket gets of it. Out: eax = 1.
 socket_queue:
     mov edx, [eax + SOCKET_QUEUED]
-    cmp edx, SOCKET_QUEUE_MAX
-    jae network_dropped
-    push ecx
-    mov ecx, [ebp + NIC_RX_SPARE]
-    add ecx, ecx
-    cmp edx, ecx
-    pop ecx
-    jae network_dropped
     mov [ebx + BUFFER_PAYLOAD], esi
     mov [ebx + BUFFER_BYTES], ecx
     mov dword ptr [ebx + BUFFER_NEXT], 0
     mov ecx, [eax + SOCKET_LAST]
     mov [eax + SOCKET_LAST], ebx
     inc dword ptr [eax + SOCKET_QUEUED]
+    inc dword ptr [network_unread]
     test edx, edx
     jz .Lqueue_first
     mov [ecx + BUFFER_NEXT], ebx
@@ -143,6 +148,7 @@ socket_drain:
     inc dword ptr [esi + SOCKET_QUEUED]
     jmp .Ldrain_next
 .Ldrain_give_back:
+    dec dword ptr [network_unread]
     mov eax, ebx
     call network_recycle
 .Ldrain_next:
@@ -414,6 +420,13 @@ socket_receive:
     mov dword ptr [esp + 4], -1
     mov esi, eax
     mov ebp, edx
+    cmp dword ptr [esi + SOCKET_QUEUED], 0
+    jne .Lsocket_receive_look
+    call port_save_and_mask
+    mov edi, eax
+    call netfront_catch_up
+    mov eax, edi
+    call port_restore_events
 .Lsocket_receive_look:
     mov eax, offset network_lock
     call lock_events
@@ -443,6 +456,7 @@ socket_receive:
     mov eax, [ebx + BUFFER_NEXT]
     mov [esi + SOCKET_FIRST], eax
     dec dword ptr [esi + SOCKET_QUEUED]
+    dec dword ptr [network_unread]
     mov eax, offset network_lock
     mov edx, edi
     call unlock_events

@@ -48,7 +48,7 @@ time_tick:
     mov byte ptr [ecx + CPU_RESCHEDULE], 1
     mov ecx, [ecx + CPU_CURRENT]
     inc dword ptr [ecx + PROCESS_TICKS]
-    call netfront_tick
+    call netfront_catch_up
     jmp time_wake_due
 
 # Read the clock. Out: edx:eax = system time in ns. It never goes back.

@@ -22,19 +22,6 @@ udp_input:
     cmp eax, ecx
     ja network_bad
     mov ecx, eax
-    cmp dword ptr [ebx + BUFFER_CHECKED], 0
-    jne .Ludp_right
-    cmp word ptr [esi + UDP_CHECKSUM], 0
-    je .Ludp_right
-    push ecx
-    mov edx, ecx
-    call ip_pseudo_sum
-    mov eax, esi
-    call network_sum
-    pop ecx
-    cmp eax, IP_SUM_RIGHT
-    jne network_bad
-.Ludp_right:
     mov eax, [edi + IP_SOURCE]
     mov [ebx + BUFFER_SOURCE], eax
     movzx eax, word ptr [esi]
@@ -45,10 +32,38 @@ udp_input:
     call socket_find
     pop ecx
     test eax, eax
+    jz .Ludp_check
+    call socket_has_room            # before its bytes are added up for nothing
+    jnc network_dropped
+.Ludp_check:
+    push eax
+    push ecx
+    call udp_is_whole
+    pop ecx
+    pop eax
+    jne network_bad
+    test eax, eax
     jz icmp_refuse
     add esi, UDP_HEADER
     sub ecx, UDP_HEADER
     jmp socket_queue
+# Is a datagram what was sent? In: ebx = buffer, edi = header of IP, esi, ecx = bytes. Out: ZF set if
+# so.
+udp_is_whole:
+    cmp dword ptr [ebx + BUFFER_CHECKED], 0
+    jne .Ludp_whole
+    cmp word ptr [esi + UDP_CHECKSUM], 0
+    je .Ludp_checked                # its sender gave none
+    mov edx, ecx
+    call ip_pseudo_sum
+    mov eax, esi
+    call network_sum
+    cmp eax, IP_SUM_RIGHT
+.Ludp_checked:
+    ret
+.Ludp_whole:
+    cmp eax, eax
+    ret
 
 # Write the header of a datagram, whose data lie behind it. In: esi = socket, edi = header, edx =
 # bytes with this header, ecx = port that it goes to; the header of IP lies before it. Keeps edx.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 from xenlite.cli.run import load
@@ -15,6 +16,7 @@ from xenlite.machine.clock import Clock, HostClock
 from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
 from xenlite.toolstack.lifecycle import Guest
 from xenlite.toolstack.networks import Networks
+from xenlite.toolstack.poller import Poller
 
 ROOT = Path(__file__).resolve().parents[2]
 DOM = "guestos/dom.yaml"
@@ -49,7 +51,18 @@ class Rack:
         self.control = self.hypervisor.control()
         self.link = self.hypervisor.link(0)
         self.store = XenStore(self.link, lambda _domid, error: self.broken(error))
-        self.networks = Networks(self.link, self.clock.wall_ns, self.said)
+        self._undo = ExitStack()
+        self._undo.callback(self.hypervisor.close)
+        self._networks: Networks | None = None
+
+    def networks(self) -> Networks:
+        """Return the networks, which are made when they are first asked for."""
+        if self._networks is None:
+            poller = Poller(self.link)
+            self._undo.callback(poller.close)
+            self._networks = Networks(self.link, poller, self.clock.wall_ns, self.said)
+            self._undo.callback(self._networks.close)
+        return self._networks
 
     def broken(self, error: PeerError) -> None:
         raise error
@@ -58,8 +71,7 @@ class Rack:
         raise AssertionError(f"nothing was to be said, but {line!r}")
 
     def close(self) -> None:
-        self.networks.close()
-        self.hypervisor.close()
+        self._undo.close()
 
 
 class Machine:
@@ -81,7 +93,7 @@ class Machine:
             self.store,
             sink=self._hear,
             broken=self.rack.broken,
-            networks=lambda: self.rack.networks,
+            networks=self.rack.networks,
         ).domid
 
     def _hear(self, _domid: int, data: bytes) -> None:

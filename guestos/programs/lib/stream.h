@@ -5,7 +5,7 @@
 
 #include "network.h"
 
-enum { BATCH = 64, STREAM_MAGIC = 0x67745A1E };
+enum { BATCH = 128, STREAM_MAGIC = 0x67745A1E };
 
 /* A datagram begins so; the rest are bytes that follow from the number. */
 struct stream {
