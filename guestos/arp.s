@@ -8,7 +8,7 @@
 #
 # Who wants to send waits for the answer. The cache is small, and an old entry makes way for a new
 # one: strangers cannot fill memory, only make us ask again. An answer that nobody asked for changes
-# what is known, as after a move, but adds nothing; a question that is for us does, for its sender is
+# what is known, as after a move, but adds nothing; a question that is for us does: its sender is
 # about to talk to us.
 #
 # The clock is the one that Xen writes down each time it lets us run: old by a few milliseconds at
