@@ -33,11 +33,16 @@
 #   ring.s      requests and responses in a page shared with a backend
 #   xenstore.s  asking XenStore
 #   xenbus.s    devices: finding them, and the states in which both ends meet
+#   blkfront.s  disks: sectors between memory and a backend
 #   syscall.s   system calls
 #   files.s     descriptors
 #   tty.s       the console as a file
 #   pipe.s      pipes
 #   ramdisk.s   the archive that the machine came with
+#   cache.s     blocks of disks
+#   disk.s      disks as files
+#   fat.s       the file system of the first disk
+#   fat_names.s  its directories
 #   exec.s      starting another program
 #   balloon.s   giving memory back
 #   report.s    what it finds at boot, and what it tells programs
@@ -90,11 +95,16 @@
 .include "ring.s"
 .include "xenstore.s"
 .include "xenbus.s"
+.include "blkfront.s"
 .include "syscall.s"
 .include "files.s"
 .include "tty.s"
 .include "pipe.s"
 .include "ramdisk.s"
+.include "cache.s"
+.include "disk.s"
+.include "fat.s"
+.include "fat_names.s"
 .include "exec.s"
 .include "balloon.s"
 .include "report.s"

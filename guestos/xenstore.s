@@ -419,7 +419,8 @@ store_put:
     call eventcount_wait
     jmp .Lstore_put_next
 
-# Take bytes out of the ring, waiting for them. In: eax = where to, or 0 to drop them; edx = how many.
+# Take bytes out of the ring, waiting for them. In: eax = where to, or 0 to drop them; edx = how
+# many.
 store_take:
     push ebx
     push esi
@@ -463,8 +464,8 @@ store_take:
     pop ebx
     ret
 
-# How much can be copied at once? In: edi = index, ecx = bytes that wait, or room for them; ebp = how
-# many are wanted. Out: eax = where in the ring, ecx = how many. Keeps edx.
+# How much can be copied at once? In: edi = index, ecx = bytes that wait, or room for them; ebp =
+# how many are wanted. Out: eax = where in the ring, ecx = how many. Keeps edx.
 store_piece:
     cmp ecx, XENSTORE_RING_SIZE
     ja store_broken
