@@ -274,8 +274,8 @@ arp_resolve:
     ret
 
 # Put a packet into the ring; where there is no room the other one asks again. In: eax = ARP_REQUEST
-# or ARP_REPLY, edx = address of the station that it goes to, ecx = the address that is asked for, or
-# that of who asked; ebp = interface. network_lock is held.
+# or ARP_REPLY, edx = address of the station that it goes to, ecx = the address that is asked for,
+# or that of who asked; ebp = interface. network_lock is held.
 arp_send:
     push ebx
     push esi
@@ -336,14 +336,14 @@ arp_announce:
 # Forget the stations behind an interface. In: ebp. network_lock is held.
 arp_forget:
     mov ecx, offset arp_table
-.Lforget_station:
+.Larp_forget_station:
     cmp [ecx + ARP_NIC], ebp
-    jne .Lforget_next
+    jne .Larp_forget_next
     mov dword ptr [ecx + ARP_STATE], ARP_FREE
-.Lforget_next:
+.Larp_forget_next:
     add ecx, SIZEOF_ARP
     cmp ecx, offset arp_table_end
-    jb .Lforget_station
+    jb .Larp_forget_station
     mov eax, offset arp_table       # who waits for an answer looks again
     jmp process_wake
 

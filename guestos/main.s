@@ -41,11 +41,16 @@
 #   udp.s       datagrams
 #   netfront.s  the driver of an interface: two rings
 #   vif.s       how an interface meets its backend
+#   blkfront.s  disks: sectors between memory and a backend
 #   syscall.s   system calls
 #   files.s     descriptors
 #   tty.s       the console as a file
 #   pipe.s      pipes
 #   ramdisk.s   the archive that the machine came with
+#   cache.s     blocks of disks
+#   disk.s      disks as files
+#   fat.s       the file system of the first disk
+#   fat_names.s  its directories
 #   exec.s      starting another program
 #   socket.s    where datagrams wait for programs
 #   socketcall.s  the system calls of sockets
@@ -108,11 +113,16 @@
 .include "udp.s"
 .include "netfront.s"
 .include "vif.s"
+.include "blkfront.s"
 .include "syscall.s"
 .include "files.s"
 .include "tty.s"
 .include "pipe.s"
 .include "ramdisk.s"
+.include "cache.s"
+.include "disk.s"
+.include "fat.s"
+.include "fat_names.s"
 .include "exec.s"
 .include "socket.s"
 .include "socketcall.s"

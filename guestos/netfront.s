@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# netfront: the driver of a network interface whose backend is in another domain (public/io/netif.h).
+# netfront: the driver of a network interface whose backend is in another domain
+# (public/io/netif.h).
 #
 #   the ring to send      request: page, offset, length, id        response: id, what became of it
 #   the ring to receive   request: an empty page, id               response: offset, length, id
@@ -11,10 +12,10 @@
 # What costs is telling: an event of ours is a hypercall, and one of the backend interrupts us. So
 # both ends tell seldom. What is to be sent is put in the ring, and told once for all of a system
 # call, or of a handler's run (netfront_push). Responses to what was sent are not told at all: they
-# are collected when buffers run short; only who finds none left asks to be told, when three quarters
-# are done. The backend tells of the first packet received; those that came meanwhile are taken along
-# before the next event is asked for. For each page that a socket keeps, another one takes its slot,
-# so the ring to receive is always full, and is shown as such once per run.
+# are collected when buffers run short; only who finds none left asks to be told, when three
+# quarters are done. The backend tells of the first packet received; those that came meanwhile are
+# taken along before the next event is asked for. For each page that a socket keeps, another one
+# takes its slot, so the ring to receive is always full, and is shown as such once per run.
 #
 # A flood of packets must not stop programs, least of all those that are to read them. So handlers
 # take as many as a ring has slots (network_budget), and leave the rest in the ring, with no event
@@ -22,9 +23,9 @@
 # when a program wants to read from a socket that has nothing: then it takes them itself. What waits
 # at sockets already counts against it, but for a few: the kernel answers, however little is read.
 #
-# The backend may be hostile. What it writes is read once, and what cannot be (a response that nobody
-# asked for, an id of no buffer in the ring, more bytes than a page has) ends the use of its rings:
-# netfront_break. Everything here but netfront_event holds network_lock.
+# The backend may be hostile. What it writes is read once, and what cannot be (a response that
+# nobody asked for, an id of no buffer in the ring, more bytes than a page has) ends the use of its
+# rings: netfront_break. Everything here but netfront_event holds network_lock.
 
 .equ NETFRONT_SLOTS, NETIF_RX_RING_SIZE
 .equ NETFRONT_CHUNK, 32             # frames taken while the lock is held

@@ -4,12 +4,12 @@
 #
 #   program  -- socketcall.s -- socket.s -- udp.s, icmp.s -- ip.s, arp.s -- ethernet.s -- netfront.s
 #
-# A frame comes in by an event. The handler takes it through all layers at once, in the page that the
-# backend has copied it to, and the page itself is queued at the socket: the one copy of ours is to
-# the program. An answer that the kernel gives (ARP, ping, "no such port") is on its way before the
-# handler ends. A frame goes out in process context: the program's bytes are copied into a page that
-# the backend may read, the headers are written before them, and the page waits in the ring until
-# whoever sends has sent all he has (network_push).
+# A frame comes in by an event. The handler takes it through all layers at once, in the page that
+# the backend has copied it to, and the page itself is queued at the socket: the one copy of ours is
+# to the program. An answer that the kernel gives (ARP, ping, "no such port") is on its way before
+# the handler ends. A frame goes out in process context: the program's bytes are copied into a page
+# that the backend may read, the headers are written before them, and the page waits in the ring
+# until whoever sends has sent all he has (network_push).
 #
 # A buffer is a place for one frame, in a page that was granted to the backend once, for good:
 #

@@ -6,9 +6,9 @@
 # writes both into what is sent, so that answers find back. A port is bound by the program, or is
 # found for it with the first datagram.
 #
-# The queue holds the buffers themselves. It grows to SOCKET_QUEUE_MAX, but never beyond twice as many
-# as the interface has to spare: so a socket that nobody reads cannot take what the others need, and
-# all of them together leave the ring full. What finds no room is dropped and counted.
+# The queue holds the buffers themselves. It grows to SOCKET_QUEUE_MAX, but never beyond twice as
+# many as the interface has to spare: so a socket that nobody reads cannot take what the others
+# need, and all of them together leave the ring full. What finds no room is dropped and counted.
 #
 # A message (MESSAGE_) is what a system call wants to be sent, or to be filled.
 
@@ -41,8 +41,8 @@
 
 # -- what comes in: network_lock is held -----------------------------------------------------
 
-# Which socket is meant? In: eax = protocol, edx = port, ebp = interface, ebx = buffer with the other
-# end's address and port. Out: eax = socket or 0.
+# Which socket is meant? In: eax = protocol, edx = port, ebp = interface, ebx = buffer with the
+# other end's address and port. Out: eax = socket or 0.
 socket_find:
     mov ecx, offset sockets
     test edx, edx
@@ -94,8 +94,8 @@ socket_has_room:
     cmp [eax + SOCKET_QUEUED], edx
     ret
 
-# Queue what came, and wake who waits for it. In: eax = socket, which has room; ebx = buffer, esi and
-# ecx = what the socket gets of it. Out: eax = 1.
+# Queue what came, and wake who waits for it. In: eax = socket, which has room; ebx = buffer, esi
+# and ecx = what the socket gets of it. Out: eax = 1.
 socket_queue:
     mov edx, [eax + SOCKET_QUEUED]
     mov [ebx + BUFFER_PAYLOAD], esi
@@ -225,8 +225,8 @@ socket_close:
     pop ebx
     jmp unlock_events
 
-# Give a socket a port that no other one of its protocol has. In: eax = socket, edx = port, 0 for any.
-# Out: eax = 0, -EADDRINUSE; or -EINVAL for one that has a port already.
+# Give a socket a port that no other one of its protocol has. In: eax = socket, edx = port, 0 for
+# any. Out: eax = 0, -EADDRINUSE; or -EINVAL for one that has a port already.
 socket_bind:
     push ebx
     push esi
@@ -347,23 +347,23 @@ socket_send:
     ret
 
 # Fill a buffer with a message, and put it into the ring. In: edi = buffer, edx = address of the
-# station, ebx = message, esi = socket, ebp = interface. Out: eax = bytes, or -errno: then the buffer
-# is given back. Changes edi.
+# station, ebx = message, esi = socket, ebp = interface. Out: eax = bytes, or -errno: then the
+# buffer is given back. Changes edi.
 socket_fill:
     push edi
     push edx
     mov eax, [edi + BUFFER_DATA]
     add eax, ETHERNET_HEADER + IP_HEADER
     cmp dword ptr [esi + SOCKET_PROTOCOL], IPPROTO_UDP
-    jne .Lfill_copy
+    jne .Lsocket_fill_copy
     add eax, UDP_HEADER
-.Lfill_copy:
+.Lsocket_fill_copy:
     mov edx, [ebx + MESSAGE_DATA]
     mov ecx, [ebx + MESSAGE_BYTES]
     call user_copy_in
     pop edx
     test eax, eax
-    js .Lfill_failed
+    js .Lsocket_fill_failed
     mov edi, [edi + BUFFER_DATA]
     mov eax, edx
     mov edx, ETHERNET_IP
@@ -373,20 +373,20 @@ socket_fill:
     mov edx, [ebx + MESSAGE_BYTES]
     mov ecx, [ebx + MESSAGE_ADDRESS]
     cmp eax, IPPROTO_UDP
-    jne .Lfill_icmp
+    jne .Lsocket_fill_icmp
     add edx, UDP_HEADER
     call ip_header
     add edi, IP_HEADER
     mov ecx, [ebx + MESSAGE_PORT]
     call udp_output
-    jmp .Lfill_send
-.Lfill_icmp:
+    jmp .Lsocket_fill_send
+.Lsocket_fill_icmp:
     call ip_header
     add edi, IP_HEADER
     call icmp_output
     mov eax, -EINVAL
-    jc .Lfill_failed
-.Lfill_send:
+    jc .Lsocket_fill_failed
+.Lsocket_fill_send:
     add edx, ETHERNET_HEADER + IP_HEADER
     mov eax, offset network_lock
     call lock_events
@@ -397,7 +397,7 @@ socket_fill:
     call unlock_events
     mov eax, [ebx + MESSAGE_BYTES]
     ret
-.Lfill_failed:
+.Lsocket_fill_failed:
     mov edi, eax
     mov eax, offset network_lock
     call lock_events
@@ -500,8 +500,8 @@ socket_receive:
     ret
 
 # Set the end of a sleep by a socket's patience. In: eax = address of the moment that the wait ends
-# at, with an upper word of -1 where it was not found out yet; esi = socket. Out: eax = 0, or -EAGAIN
-# when it is past. network_lock is held.
+# at, with an upper word of -1 where it was not found out yet; esi = socket. Out: eax = 0, or
+# -EAGAIN when it is past. network_lock is held.
 socket_set_deadline:
     push ebx
     mov ebx, eax

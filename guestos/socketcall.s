@@ -6,9 +6,9 @@
 # arguments. sendmmsg and recvmmsg take many messages at once: what a call costs, and what telling
 # the backend costs, is then paid once for all of them.
 #
-# A routine of the table: in: ebx = arguments, copied in, esi = socket where the operation has one as
-# its first argument; out: eax = result, or -errno. It may change esi and edi. (Frames of this file
-# are addressed by edi: a MESSAGE_ on the stack.)
+# A routine of the table: in: ebx = arguments, copied in, esi = socket where the operation has one
+# as its first argument; out: eax = result, or -errno. It may change esi and edi. (Frames of this
+# file are addressed by edi: a MESSAGE_ on the stack.)
 
 .equ SOCKETCALL_WORDS, 6            # arguments, at most
 .equ SOCKET_ETH, 0x687465           # "eth"
@@ -151,7 +151,7 @@ socketcall_connect:
     mov edx, [ebx + 8]
     call socketcall_address
     test eax, eax
-    js .Lconnect_out
+    js .Lsocket_connect_out
     mov [esi + SOCKET_REMOTE_PORT], ecx
     mov [esi + SOCKET_REMOTE], edx
     mov eax, esi
@@ -159,7 +159,7 @@ socketcall_connect:
     cmp dword ptr [esi + SOCKET_PORT], 0
     je socket_bind
     xor eax, eax
-.Lconnect_out:
+.Lsocket_connect_out:
     ret
 
 # getsockname(socket, address of a sockaddr, address of its length)
@@ -198,7 +198,8 @@ socketcall_sendto:
     add esp, SIZEOF_MESSAGE
     ret
 
-# recvfrom(socket, address, bytes, flags, address of a sockaddr or 0, address of its length) -> bytes
+# recvfrom(socket, address, bytes, flags, address of a sockaddr or 0, address of its length) ->
+# bytes
 socketcall_recvfrom:
     sub esp, SIZEOF_MESSAGE
     mov edi, esp
@@ -320,8 +321,8 @@ socketcall_sendmmsg:
     pop ebp
     ret
 
-# recvmmsg(socket, address of mmsghdr records, how many, flags, 0) -> how many came. It waits for all
-# of them, or with MSG_WAITFORONE for the first.
+# recvmmsg(socket, address of mmsghdr records, how many, flags, 0) -> how many came. It waits for
+# all of them, or with MSG_WAITFORONE for the first.
 socketcall_recvmmsg:
     push ebp
     sub esp, SIZEOF_MESSAGE
@@ -425,8 +426,8 @@ socketcall_record_done:
     pop ecx
     ret
 
-# Send a message to the end that its name says, or that the socket is connected to. In: esi = socket,
-# edi = message. Out: eax = bytes or -errno.
+# Send a message to the end that its name says, or that the socket is connected to. In: esi =
+# socket, edi = message. Out: eax = bytes or -errno.
 socketcall_send:
     mov eax, [edi + MESSAGE_NAME]
     mov edx, [edi + MESSAGE_NAME_BYTES]
@@ -506,8 +507,8 @@ socketcall_name_out:
     pop ebx
     ret
 
-# Write a message's other end to the program. In: edi = message, edx = bytes of room. Out: eax = 0 or
-# -errno.
+# Write a message's other end to the program. In: edi = message, edx = bytes of room. Out: eax = 0
+# or -errno.
 socketcall_put_name:
     push 0                          # struct sockaddr_in
     push 0

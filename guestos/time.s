@@ -96,8 +96,8 @@ time_now:
     pop ebx
     ret
 
-# Read the clock as Xen left it when it let this processor run: old by some milliseconds, but without
-# a look at the processor's counter. Out: edx:eax = system time in ns.
+# Read the clock as Xen left it when it let this processor run: old by some milliseconds, but
+# without a look at the processor's counter. Out: edx:eax = system time in ns.
 time_coarse:
     push ebx
     push esi

@@ -198,8 +198,8 @@ vif_hex_digit:
     clc
     ret
 
-# Make rings and buffers. In: ebx = device, ebp = interface. Out: eax = 0 or -errno; what was made is
-# for vif_give_up.
+# Make rings and buffers. In: ebx = device, ebp = interface. Out: eax = 0 or -errno; what was made
+# is for vif_give_up.
 vif_make:
     push esi
     call page_alloc
@@ -307,8 +307,8 @@ vif_make_page:
     pop esi
     ret
 
-# Make two buffers to send, in one page. In: ebx = device, ebp = interface, esi = number of the page.
-# Out: CF set where there is no memory.
+# Make two buffers to send, in one page. In: ebx = device, ebp = interface, esi = number of the
+# page. Out: CF set where there is no memory.
 vif_make_tx:
     push edi
     mov ecx, GTF_readonly
@@ -520,7 +520,8 @@ vif_give_up:
     pop ebx
     ret
 
-# End a grant, and free its page; a page that the backend still holds is lost. In: eax = grant, or 0.
+# End a grant, and free its page; a page that the backend still holds is lost. In: eax = grant, or
+# 0.
 vif_end:
     test eax, eax
     jz .Lvif_end_done

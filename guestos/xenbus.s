@@ -96,6 +96,9 @@ xenbus_run:
     btr ebx, WATCH_DEVICES
     jnc .Lxenbus_device
     call xenbus_search
+    mov dword ptr [xenbus_has_searched], 1
+    mov eax, offset xenbus_has_searched
+    call process_wake
 .Lxenbus_device:
     bsf eax, ebx
     jz .Lxenbus_next
@@ -107,6 +110,18 @@ xenbus_run:
     je .Lxenbus_device              # of one that is gone
     call xenbus_look
     jmp .Lxenbus_device
+
+# Wait, in any process, until the devices of the boot are known. kernel_lock is held.
+xenbus_wait_for_search:
+    cmp dword ptr [xenbus_has_searched], 0
+    jne .Lwait_for_search_done
+    mov eax, offset xenbus_has_searched
+    xor edx, edx
+    call process_sleep
+    test eax, eax
+    jz xenbus_wait_for_search
+.Lwait_for_search_done:
+    ret
 
 # -- for drivers -----------------------------------------------------------------------------
 
@@ -571,6 +586,7 @@ xenbus_hear_shutdown:
 .equ SIZEOF_DRIVER, DRIVER_REMOVE + 4
 xenbus_drivers:
     .long vif_path, XenbusStateConnected, vif_connect, vif_live, vif_idle, vif_stop, vif_remove
+    .long blk_path, XenbusStateInitialised, blk_connect, blk_live, blk_idle, blk_stop, blk_remove
     .long 0
 
 xenbus_wishes:
@@ -603,5 +619,7 @@ xenbus_process:
 xenbus_devices:
     .space DEVICES_MAX * SIZEOF_DEVICE
 xenbus_devices_end:
+xenbus_has_searched:
+    .space 4                        # 1 when the devices of the boot are known
 xenbus_numbers:
     .space DEVICES_MAX * 4          # of xenbus_search_kind

@@ -392,33 +392,32 @@ store_put:
     mov ebp, edx
     mov ebx, [store_page]
 .Lstore_put_next:
-    push dword ptr [store_events + EVENTCOUNT_COUNT]
-    mov edx, [ebx + XENSTORE_DOMAIN_INTERFACE_REQ_PROD]
+    mov edx, [store_events + EVENTCOUNT_COUNT]
+    mov edi, [ebx + XENSTORE_DOMAIN_INTERFACE_REQ_PROD]
     mov ecx, XENSTORE_RING_SIZE
-    sub ecx, edx
+    sub ecx, edi
     add ecx, [ebx + XENSTORE_DOMAIN_INTERFACE_REQ_CONS]     # ecx = room
-    cmp ecx, XENSTORE_RING_SIZE
-    ja store_broken
-    mov edi, edx
+    jz .Lstore_put_wait
     call store_piece
-    lea edi, [ebx + edi + XENSTORE_DOMAIN_INTERFACE_REQ]
-    add edx, ecx
-    sub ebp, ecx
+    lea edi, [ebx + eax + XENSTORE_DOMAIN_INTERFACE_REQ]
+    mov eax, ecx
     rep movsb
-    mov [ebx + XENSTORE_DOMAIN_INTERFACE_REQ_PROD], edx
+    add [ebx + XENSTORE_DOMAIN_INTERFACE_REQ_PROD], eax
+    sub ebp, eax
+    jnz .Lstore_put_next
     call store_tell
-    pop edx
-    test ebp, ebp
-    jz .Lstore_put_done
-    mov eax, offset store_events
-    call eventcount_wait
-    jmp .Lstore_put_next
-.Lstore_put_done:
     pop ebp
     pop edi
     pop esi
     pop ebx
     ret
+.Lstore_put_wait:
+    push edx
+    call store_tell                 # of what is in it
+    pop edx
+    mov eax, offset store_events
+    call eventcount_wait
+    jmp .Lstore_put_next
 
 # Take bytes out of the ring, waiting for them. In: eax = where to, or 0 to drop them; edx = how
 # many.
@@ -427,35 +426,31 @@ store_take:
     push esi
     push edi
     push ebp
-    mov edi, eax
+    mov esi, eax
     mov ebp, edx
     mov ebx, [store_page]
 .Lstore_take_next:
     test ebp, ebp
     jz .Lstore_take_done
-    push dword ptr [store_events + EVENTCOUNT_COUNT]
-    mov edx, [ebx + XENSTORE_DOMAIN_INTERFACE_RSP_CONS]
+    mov edx, [store_events + EVENTCOUNT_COUNT]
+    mov edi, [ebx + XENSTORE_DOMAIN_INTERFACE_RSP_CONS]
     mov ecx, [ebx + XENSTORE_DOMAIN_INTERFACE_RSP_PROD]
-    sub ecx, edx                    # ecx = bytes that wait
-    cmp ecx, XENSTORE_RING_SIZE
-    ja store_broken
-    mov esi, edx
-    push edi
-    mov edi, esi
+    sub ecx, edi                    # ecx = bytes that wait
+    jz .Lstore_take_wait
     call store_piece
-    mov esi, edi
-    pop edi
-    add edx, ecx
-    sub ebp, ecx
-    lea esi, [ebx + esi + XENSTORE_DOMAIN_INTERFACE_RSP]
-    test edi, edi
+    push ecx
+    test esi, esi
     jz .Lstore_take_dropped
+    mov edi, esi
+    lea esi, [ebx + eax + XENSTORE_DOMAIN_INTERFACE_RSP]
     rep movsb
+    mov esi, edi
 .Lstore_take_dropped:
-    mov [ebx + XENSTORE_DOMAIN_INTERFACE_RSP_CONS], edx
-    pop edx
-    test ebp, ebp
-    jz .Lstore_take_done
+    pop eax
+    add [ebx + XENSTORE_DOMAIN_INTERFACE_RSP_CONS], eax
+    sub ebp, eax
+    jmp .Lstore_take_next
+.Lstore_take_wait:
     push edx
     call store_tell                 # of the room
     pop edx
@@ -469,17 +464,14 @@ store_take:
     pop ebx
     ret
 
-# Tell XenStore that there are bytes, or is room.
-store_tell:
-    mov eax, [store_port]
-    jmp port_send_event
-
-# How much can be copied at once? In: edi = index, ecx = bytes, or room for them; ebp = how many are
-# wanted. Out: edi = where in the ring, ecx.
+# How much can be copied at once? In: edi = index, ecx = bytes that wait, or room for them; ebp =
+# how many are wanted. Out: eax = where in the ring, ecx = how many. Keeps edx.
 store_piece:
+    cmp ecx, XENSTORE_RING_SIZE
+    ja store_broken
     and edi, XENSTORE_RING_SIZE - 1
     mov eax, XENSTORE_RING_SIZE
-    sub eax, edi
+    sub eax, edi                    # up to the end of the ring
     cmp ecx, eax
     jbe .Lstore_piece_within
     mov ecx, eax
@@ -488,7 +480,13 @@ store_piece:
     jbe .Lstore_piece_done
     mov ecx, ebp
 .Lstore_piece_done:
+    mov eax, edi
     ret
+
+# Tell XenStore that there are bytes, or is room.
+store_tell:
+    mov eax, [store_port]
+    jmp port_send_event
 
 # The ring makes no sense. The process that talks to XenStore stays here; all others go on, and so
 # do devices that are connected.

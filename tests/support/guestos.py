@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from xenlite.cli.run import load
@@ -14,6 +15,7 @@ from xenlite.errors import PeerError
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine.clock import Clock, HostClock
 from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
+from xenlite.toolstack.disk_config import read_disk
 from xenlite.toolstack.lifecycle import Guest
 from xenlite.toolstack.networks import Networks
 from xenlite.toolstack.poller import Poller
@@ -78,7 +80,11 @@ class Machine:
     """One guestos, driven step by step; alone, or in a rack with others."""
 
     def __init__(
-        self, *overrides: str, clock: Clock | None = None, rack: Rack | None = None
+        self,
+        *overrides: str,
+        clock: Clock | None = None,
+        disks: Sequence[str] = (),
+        rack: Rack | None = None,
     ) -> None:
         self.rack = rack or Rack(clock)
         self._owns_rack = rack is None
@@ -86,7 +92,8 @@ class Machine:
         self.control, self.store = self.rack.control, self.rack.store
         self.output = ""
         self.blocks_of_slices: Callable[[], int] | None = None
-        self.guest = Guest(load(ROOT / DOM, ["memory=8", *overrides]))
+        config = load(ROOT / DOM, ["memory=8", *overrides])
+        self.guest = Guest(replace(config, disks=tuple(map(read_disk, disks))))
         self.domid = self.guest.start(
             self.control,
             self.rack.link,
