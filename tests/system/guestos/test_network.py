@@ -377,7 +377,7 @@ def test_bad_addresses_are_refused_with_a_card_too(pair: tuple[Machine, Machine]
 
 def test_a_card_that_goes_gives_its_memory_back() -> None:
     rack = Rack(memory_bytes=RACK_BYTES)
-    machine = Machine("name=m", "vif=", rack=rack)
+    machine = Machine("name=m", f"vif=bridge={BRIDGE}", rack=rack)
     machine.wait_for(PROMPT)
     wait_for_state(machine, "up")
     machine.command("ifconfig eth0 10.0.0.2/24")
