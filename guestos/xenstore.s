@@ -163,8 +163,8 @@ store_number:
     pop ebx
     ret
 
-# Sleep until a watch has something to tell, or store_poke is called. Out: eax = a bit for each watch
-# that has; edx = a bit for each number that was poked.
+# Sleep until a watch has something to tell, or store_poke is called. Out: eax = a bit for each
+# watch that has; edx = a bit for each number that was poked.
 store_wait:
     push ebx
 .Lstore_wait_look:
@@ -176,7 +176,7 @@ store_wait:
 .Lstore_wait_sleep:
     xor eax, eax
     xor edx, edx
-    xchg eax, [store_changes]       # before the caller looks: what changes from here on is told anew
+    xchg eax, [store_changes]       # what changes from here on is told anew
     xchg edx, [store_pokes]
     mov ecx, eax
     or ecx, edx
