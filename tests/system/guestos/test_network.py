@@ -106,6 +106,14 @@ def test_where_nobody_listens_the_sender_is_told(pair: tuple[Machine, Machine]) 
     assert pair[0].command("udpsend 10.0.0.3 78 x") == "udpsend: nobody listens there\n"
 
 
+def test_it_talks_to_itself(pair: tuple[Machine, Machine]) -> None:
+    server = serve(pair[0], "udpecho 77")
+    assert pair[0].command("ping -s 1472 10.0.0.2").startswith("4 sent, 4 answered")
+    assert pair[0].command("udpsend 10.0.0.2 77 hello") == "hello\n"
+    assert pair[0].command("udpsend 10.0.0.2 78 hello") == "udpsend: nobody listens there\n"
+    end(pair[0], server)
+
+
 def test_an_address_that_nobody_has_is_no_way(pair: tuple[Machine, Machine]) -> None:
     assert pair[0].command("ping 10.0.0.77") == "ping: nobody has that address\n"
     assert pair[0].command("ping 10.1.0.1") == "ping: no way to that address\n"
