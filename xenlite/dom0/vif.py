@@ -97,6 +97,10 @@ class Vif:
         self._plug.unplug()
         self._device.close()
 
+    def ask_to_close(self, released: Callable[[], None]) -> None:
+        """Have the frontend close the card; see ``BackendDevice``."""
+        self._device.ask_to_close(released, self._link.defer)
+
     def deliver(self, frames: Sequence[bytes]) -> None:
         """Take what the bridge brings (``switch.Station``)."""
         rings = self._device.connection
