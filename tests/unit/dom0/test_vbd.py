@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.block_front import PAGE, Front, front
+from tests.support.block_front import Front, front
+from tests.support.front_domain import PAGE
 from xenlite.abi.x86_32p import (
     BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
