@@ -55,8 +55,12 @@ class Networked:
 
     def backend_drops(self) -> int:
         """Count the frames that found no room before a machine saw them."""
-        cards = (plug._station for plug in self.bridge.plugs)
-        return sum(card.counters.rx_dropped for card in cards if isinstance(card, Vif))
+        dropped = 0
+        for plug in self.bridge.plugs:
+            station = plug._station
+            if isinstance(station, Vif):
+                dropped += station.counters.rx_dropped
+        return dropped
 
     def close(self) -> None:
         for machine in self.machines:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import random
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -27,13 +27,14 @@ from tests.support.guestos_network import (
     counts,
     echo,
     ethernet,
+    ip,
     mac_of,
     udp,
     wait_for_state,
 )
 from xenlite.machine.clock import ManualClock
 from xenlite.toolstack.network_config import read_network
-from xenlite.toolstack.vif_config import read_vif
+from xenlite.toolstack.vif_config import VifConfig, read_vif
 
 HEADERS = 14 + 20 + 8
 GARBAGE_FRAMES = 3000
@@ -249,7 +250,7 @@ def test_it_asks_for_an_address_again_when_it_is_old() -> None:
     asked: list[bytes] = []
 
     class Ear:
-        def deliver(self, frames: list[bytes]) -> None:
+        def deliver(self, frames: Sequence[bytes]) -> None:
             asked.extend(frame for frame in frames if frame[12:14] == b"\x08\x06")
 
     made.bridge.plug("ear", Ear())
@@ -333,17 +334,15 @@ def test_fragments_are_dropped(
 
 
 def test_what_is_for_others_or_all_is_not_answered(network: Networked, wire: Wire) -> None:
-    packet = wire.to(2, PROTOCOL_ICMP, echo(b"all"))[14:]
-    to_all = ethernet(BROADCAST, wire.mac, ETH_IP, with_sum(packet[:16] + b"\xff" * 4 + packet[20:]))
-    to_other = with_sum(packet[:16] + address_of(3) + packet[20:])
-    from_group = with_sum(packet[:12] + b"\xe0\0\0\1" + packet[16:])
-    closed = udp(wire.address, b"\xff" * 4, (1, 4), b"nobody")
-    wire.send(
-        to_all,
-        ethernet(mac_of(2), wire.mac, ETH_IP, to_other),
-        ethernet(mac_of(2), wire.mac, ETH_IP, from_group),
-        ethernet(BROADCAST, wire.mac, ETH_IP, with_sum(packet[:9] + b"\x11" + packet[10:16] + b"\xff" * 4) + closed),
-    )
+    everybody, group = b"\xff" * 4, b"\xe0\0\0\1"
+    closed = udp(wire.address, everybody, (1, 4), b"nobody")
+    packets = [
+        (BROADCAST, ip(wire.address, everybody, PROTOCOL_ICMP, echo(b"all"))),
+        (BROADCAST, ip(wire.address, everybody, PROTOCOL_UDP, closed)),
+        (mac_of(2), ip(wire.address, address_of(3), PROTOCOL_ICMP, echo(b"other"))),
+        (mac_of(2), ip(group, address_of(2), PROTOCOL_ICMP, echo(b"group"))),
+    ]
+    wire.send(*(ethernet(mac, wire.mac, ETH_IP, packet) for mac, packet in packets))
     assert wire.ask(2, b"me")[42:] == b"me"
     assert not any(frame[6:12] in (mac_of(2), mac_of(3)) for frame in wire.heard)
 
@@ -407,5 +406,5 @@ def test_a_card_that_goes_gives_its_memory_back() -> None:
     rack.close()
 
 
-def completed(number: int):  # type: ignore[no-untyped-def]
+def completed(number: int) -> VifConfig:
     return read_vif(f"devid=0,mac={mac_of(number).hex(':')}")

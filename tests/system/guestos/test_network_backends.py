@@ -193,8 +193,9 @@ class Hostile(Card):
         slot = SIZEOF_SRING + at % NETIF_RX_RING_SIZE * SIZEOF_NETIF_TX_REQUEST
         self.tx.write(slot, NetifTxResponse.LAYOUT.pack(number, status))
 
-    def give(self, at: int, number: int, *, offset: int = 0, flags: int = 0, size: int = 60) -> None:
-        slot = SIZEOF_SRING + at % NETIF_RX_RING_SIZE * SIZEOF_NETIF_RX_REQUEST
+    def give(self, number: int, *, offset: int = 0, flags: int = 0, size: int = 60) -> None:
+        """Say that there is a frame in the first place."""
+        slot = SIZEOF_SRING
         self.rx.write(slot, NetifRxResponse.LAYOUT.pack(number, offset, flags, size))
 
     def publish(self, ring: GrantMapping, rsp_prod: int) -> None:
@@ -203,32 +204,32 @@ class Hostile(Card):
 
 
 def place_of_another_slot(backend: Hostile) -> None:
-    backend.give(0, 1)
+    backend.give(1)
     backend.publish(backend.rx, 1)
 
 
 def no_place(backend: Hostile) -> None:
-    backend.give(0, 0xFFFF)
+    backend.give(0xFFFF)
     backend.publish(backend.rx, 1)
 
 
 def more_than_a_page(backend: Hostile) -> None:
-    backend.give(0, 0, offset=PAGE - 59, size=60)
+    backend.give(0, offset=PAGE - 59, size=60)
     backend.publish(backend.rx, 1)
 
 
 def far_too_much(backend: Hostile) -> None:
-    backend.give(0, 0, offset=0xFFFF, size=0x7FFF)
+    backend.give(0, offset=0xFFFF, size=0x7FFF)
     backend.publish(backend.rx, 1)
 
 
 def pieces(backend: Hostile) -> None:
-    backend.give(0, 0, flags=NETRXF_more_data)
+    backend.give(0, flags=NETRXF_more_data)
     backend.publish(backend.rx, 1)
 
 
 def extra(backend: Hostile) -> None:
-    backend.give(0, 0, flags=NETRXF_extra_info)
+    backend.give(0, flags=NETRXF_extra_info)
     backend.publish(backend.rx, 1)
 
 
