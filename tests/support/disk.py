@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Look at a disk image with tools that nobody here wrote: is it sound, and what is in its files?"""
+"""Make a disk image, and look at it with tools of others: is it sound, and what is in it?"""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+_MAKE_DISK = Path(__file__).resolve().parents[2] / "tools/make_disk"
 _ENVIRONMENT = {**os.environ, "PATH": os.environ["PATH"] + os.pathsep + "/usr/sbin"}
 _CHECKS = {"ext2": ("e2fsck", "-f", "-n"), "fat": ("fsck.vfat", "-n")}
+
+
+def make_disk(image: Path, kind: str, size: str, files: Path) -> None:
+    """Make an image of a directory's files, which must work."""
+    subprocess.run([_MAKE_DISK, "--type", kind, image, size, files], check=True)
 
 
 def checked(image: Path, kind: str) -> list[str]:
