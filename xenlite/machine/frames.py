@@ -214,6 +214,27 @@ class FrameTable:
         self.memory.m8[:size] = b"\xff" * size
         self.m2p = self.memory.m32[: self.nr_frames]
 
+    # -- from one domain to another -----------------------------------------------------------
+
+    def can_be_stolen(self, mfn: int, domid: int) -> bool:
+        """Tell whether this is a page of ``domid`` to which its allocation alone refers."""
+        return mfn in self.pages_of(domid) and bool(self.allocated[mfn]) and self.refs[mfn] == 1
+
+    def steal(self, mfn: int) -> None:
+        """Take a page that can be stolen from its domain, with what is in it.
+
+        Nobody reaches it afterwards. It is to be handed over, or its allocation dropped.
+        """
+        self.stale_tlbs.flush()
+        self.memory.release(mfn)
+        self.owned[self.owner[mfn]].discard(mfn)
+        self.m2p[mfn] = INVALID_M2P_ENTRY
+
+    def hand_over(self, mfn: int, domid: int) -> None:
+        """Make a stolen frame a page of ``domid``."""
+        self.owner[mfn] = domid
+        self.owned.setdefault(domid, set()).add(mfn)
+
     # -- references ---------------------------------------------------------------------------
 
     def is_owned(self, mfn: int, domid: int) -> bool:

@@ -37,6 +37,7 @@ from xenlite.abi.x86_32p import (
 from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.disk_config import DiskConfig, read_disk
 from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
+from xenlite.toolstack.firmware import find_firmware
 from xenlite.toolstack.network_schema import NETWORK, NETWORK_LISTS, VIF
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Key:
     of a group that may have several values, which are lines of one text then.
 
     ``default`` is what a reader of the schema sees; None stands for "derived from other keys", and
-    a required key has none.
+    a required key has none. ``instead`` names a key that may stand in place of a required one.
     """
 
     read: Callable[[Any], Any]
@@ -77,6 +78,7 @@ class Key:
     schema: dict[str, Any]
     default: object = None
     required: bool = False
+    instead: str = ""
     is_list: bool = False
     lists: frozenset[str] = frozenset()
 
@@ -194,6 +196,13 @@ KEYS: Final = {
         " an assembly file (`.s`). Relative to this file.",
         _PATH,
         required=True,
+        instead="firmware",
+    ),
+    "firmware": Key(
+        find_firmware,
+        "In place of `kernel`, what boots one from the domain's disk: `pvgrub32`, which is GRUB as"
+        " Debian's grub-xen-host has it, or a path. Relative to this file.",
+        _PATH,
     ),
     "cmdline": Key(_cmdline, "Command line for the kernel.", _TEXT, ""),
     "ramdisk": Key(
@@ -314,12 +323,18 @@ def json_schema() -> dict[str, Any]:
         properties[name] = {"description": key.about, **key.schema}
         if key.default is not None:
             properties[name]["default"] = key.default
+    required = {name: key.instead for name, key in KEYS.items() if key.required}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "xenlite domain (dom.yaml)",
         "type": "object",
         "properties": properties,
-        "required": [name for name, key in KEYS.items() if key.required],
+        "required": [name for name, instead in required.items() if not instead],
+        "allOf": [
+            {"oneOf": [{"required": [name]}, {"required": [instead]}]}
+            for name, instead in required.items()
+            if instead
+        ],
         "additionalProperties": False,
     }
 
@@ -522,10 +537,20 @@ def _values(entries: dict[str, Entry], name: str, faults: list[Fault]) -> dict[s
                 values[word] = key.read(entry.value)
             except ValueError as error:
                 faults.append(Fault(entry.where, f"{word}: {error}"))
-    for word, key in KEYS.items():
-        if key.required and word not in entries:
-            faults.append(Fault(name, f"{word}: is missing"))
+    faults += _missing(entries, name)
     return values
+
+
+def _missing(entries: dict[str, Entry], name: str) -> Iterator[Fault]:
+    """Find required keys that are not there, or are there with what stands in their place."""
+    filled = {word for word, entry in entries.items() if entry.value is not None}
+    for word, key in KEYS.items():
+        if key.instead in filled and word in filled:
+            what = f"{key.instead}: stands in place of {word}; give one of them"
+            yield Fault(entries[key.instead].where, what)
+        elif key.required and word not in entries and key.instead not in filled:
+            instead = f", or {key.instead} in its place" if key.instead else ""
+            yield Fault(name, f"{word}: is missing{instead}")
 
 
 def _read_items(word: str, key: Key, entry: Entry, faults: list[Fault]) -> list[Any]:
@@ -603,10 +628,11 @@ def _joint_rules(values: dict[str, Any], entries: dict[str, Entry]) -> list[Faul
 def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
     values = {word: given.get(word, key.default) for word, key in KEYS.items()}
     ramdisk = values["ramdisk"]
+    boots = "kernel" if "kernel" in given else "firmware"
     return DomainConfig(
         name=values["name"],
-        kernel=entries["kernel"].base / values["kernel"],
-        kernel_name=values["kernel"],
+        kernel=entries[boots].base / values[boots],
+        kernel_name=str(values[boots]),
         memory_mib=values["memory"],
         maxmem_mib=values["maxmem"] or values["memory"],
         cmdline=values["cmdline"],
