@@ -9,7 +9,7 @@ domain at the port's other end: asking a backend for work gives nobody more than
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from xenlite.abi.x86_32p import EINVAL, ESRCH
 from xenlite.core.maptrack import MappedGrant, PinnedPages
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.doors import GrantedPages, GrantMapping
     from xenlite.hypervisor import Hypervisor
+
+Answer = TypeVar("Answer")
 
 
 class LinkDoor:
@@ -42,6 +44,18 @@ class LinkDoor:
         if not isinstance(mapping, MappedGrant):
             raise Refused(EINVAL, "grants.not-mapped")
         self._domain.maptrack.unmap(mapping)
+
+    def with_grants(
+        self,
+        granter: int,
+        refs: Sequence[int],
+        use: Callable[[list[memoryview]], Answer],
+        *,
+        writable: bool,
+    ) -> Answer:
+        """Check the pages that ``granter`` offers under ``refs``, and call ``use`` with them."""
+        grants = self._peer(granter).grants
+        return self._domain.maptrack.with_pages(grants, refs, use, writable=writable)
 
     def pin_grants(self, granter: int, refs: Sequence[int], *, writable: bool) -> PinnedPages:
         """Pin the pages that ``granter`` offers under ``refs`` for one transfer, all or none."""

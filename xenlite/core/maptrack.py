@@ -16,8 +16,8 @@ Dom0, whose kernel is Python, reaches the pages through ``MappedGrant`` and ``Pi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from xenlite.abi.x86_32p import EBADF, ENOENT, ENOSPC
 from xenlite.errors import Refused
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.core.grant import GrantTable
     from xenlite.machine.memory import MachineMemory
+
+Answer = TypeVar("Answer")
 
 # Xen's limit: 1024 frames of mappings, 16 bytes each.
 MAX_HANDLES: Final = 1024 * (PAGE_SIZE // 16)
@@ -109,7 +111,7 @@ class MappedGrant:
 class PinnedPages:
     """Pages of one transfer, granted and given back together (``doors.GrantedPages``)."""
 
-    __slots__ = ("_m8", "is_live", "mfns", "refs", "table", "writable")
+    __slots__ = ("_memory", "is_live", "mfns", "refs", "table", "writable")
 
     def __init__(
         self,
@@ -120,24 +122,17 @@ class PinnedPages:
         *,
         writable: bool,
     ) -> None:
-        self._m8 = memory.m8
+        self._memory = memory
         self.table = table
         self.refs = refs
         self.mfns = mfns
         self.writable = writable
         self.is_live = True
 
-    def views(self, pieces: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """Return (offset, size) of each page, the bytes themselves; the unpin looks after them."""
+    def pages(self) -> list[memoryview]:
+        """Return the pages themselves, whole; the unpin looks after them."""
         assert self.is_live, self.refs
-        m8 = self._m8
-        views = []
-        for mfn, (offset, size) in zip(self.mfns, pieces, strict=True):
-            end = offset + size
-            assert 0 <= offset <= end <= PAGE_SIZE, (offset, size)
-            start = mfn << PAGE_SHIFT
-            views.append(m8[start + offset : start + end])
-        return views
+        return self._memory.pages(self.mfns)
 
 
 class Maptrack:
@@ -213,6 +208,24 @@ class Maptrack:
         mapping.on_host = False
         if mapping.writable:
             mapping.table.end_writing(mapping.mfn)
+
+    # -- for the moment -----------------------------------------------------------------------
+
+    def with_pages(
+        self,
+        table: GrantTable,
+        refs: Sequence[int],
+        use: Callable[[list[memoryview]], Answer],
+        *,
+        writable: bool,
+    ) -> Answer:
+        """Have ``use`` read, or write, the pages that several entries offer, all or none."""
+        mfns = table.check(refs, self._domid, writable=writable)
+        try:
+            return use(self._memory.pages(mfns))
+        finally:
+            if writable:
+                self._memory.wrote_all(mfns)
 
     # -- pins for one transfer ----------------------------------------------------------------
 

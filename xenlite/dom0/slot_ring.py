@@ -14,7 +14,8 @@ same slots, and all four indexes only grow, modulo 2^32::
 
 What each end has put in or taken is its own; it keeps that and never reads it back from the page,
 where the other one can write. The other end's index is read once per step and checked before it is
-used: one that claims more than can be is a PeerError, and nothing is taken. A slot is copied once.
+used: one that claims more than can be is a PeerError, and nothing is taken. A slot is copied once,
+and together with its neighbours; what is put in is written when it is published.
 
 Events: an end says by its event index from which entry on it wants to be told. ``publish`` tells
 whether the other end must be. ``has_more`` is the final check before an end rests: it asks to be
@@ -49,19 +50,21 @@ class JoinedPages:
         self._pages = pages
 
     def read(self, offset: int, size: int) -> bytes:
-        """Copy bytes out, of two pages where they cross."""
-        page, at = divmod(offset, PAGE_SIZE)
-        first = min(size, PAGE_SIZE - at)
-        data = self._pages[page].read(at, first)
-        return data if first == size else data + self._pages[page + 1].read(0, size - first)
+        """Copy bytes out, piece by piece where they cross pages."""
+        data = b""
+        while len(data) < size:
+            page, at = divmod(offset + len(data), PAGE_SIZE)
+            data += self._pages[page].read(at, min(size - len(data), PAGE_SIZE - at))
+        return data
 
     def write(self, offset: int, data: bytes) -> None:
-        """Copy bytes in, to two pages where they cross."""
-        page, at = divmod(offset, PAGE_SIZE)
-        first = min(len(data), PAGE_SIZE - at)
-        self._pages[page].write(at, data[:first])
-        if first < len(data):
-            self._pages[page + 1].write(0, data[first:])
+        """Copy bytes in, piece by piece where they cross pages."""
+        done = 0
+        while done < len(data):
+            page, at = divmod(offset + done, PAGE_SIZE)
+            piece = data[done : done + PAGE_SIZE - at]
+            self._pages[page].write(at, piece)
+            done += len(piece)
 
     def read_u32(self, offset: int) -> int:
         """Read one aligned little-endian word."""
@@ -110,6 +113,7 @@ class _End:
         self._mask = shape.slots - 1
         self._put = put & INDEX_MASK
         self._published = self._put
+        self._unwritten: list[bytes] = []  # from ``_published`` to ``_put``
         self._taken = taken & INDEX_MASK
 
     def _may_wait(self) -> int:
@@ -138,6 +142,7 @@ class _End:
         old, new = self._published, self._put
         if old == new:
             return False
+        self._write()
         self._page.write_u32(self._our_prod, new)
         self._published = new
         wanted = self._page.read_u32(self._their_event)
@@ -145,16 +150,36 @@ class _End:
 
     def _take(self, size: int, limit: int) -> list[bytes]:
         count = min(self.waiting(), limit)
-        read, slot = self._page.read, self._shape.slot
-        taken = [
-            read(SIZEOF_SRING + ((self._taken + n) & self._mask) * slot, size) for n in range(count)
-        ]
+        slot = self._shape.slot
+        taken: list[bytes] = []
+        for first, after in self._stretches(self._taken, count):
+            raw = self._page.read(SIZEOF_SRING + first * slot, (after - first) * slot)
+            taken += [raw[at : at + size] for at in range(0, len(raw), slot)]
         self._taken = (self._taken + count) & INDEX_MASK
         return taken
 
-    def _write(self, entry: bytes) -> None:
-        self._page.write(SIZEOF_SRING + (self._put & self._mask) * self._shape.slot, entry)
+    def _add(self, entry: bytes) -> None:
+        self._unwritten.append(entry)
         self._put = (self._put + 1) & INDEX_MASK
+
+    def _write(self) -> None:
+        """Write what was put in, whole slots: the other end waits for nothing that was there."""
+        slot, entries = self._shape.slot, self._unwritten
+        raw = b"".join([entry.ljust(slot, b"\0") for entry in entries])
+        for first, after in self._stretches(self._published, len(entries)):
+            size = (after - first) * slot
+            self._page.write(SIZEOF_SRING + first * slot, raw[:size])
+            raw = raw[size:]
+        entries.clear()
+
+    def _stretches(self, index: int, count: int) -> list[tuple[int, int]]:
+        """Return which slots ``count`` entries from an index on have: two stretches at the end."""
+        first = index & self._mask
+        after = first + count
+        slots = self._shape.slots
+        if after <= slots:
+            return [(first, after)] if count else []
+        return [(first, slots), (0, after - slots)]
 
 
 class BackRing(_End):
@@ -184,7 +209,7 @@ class BackRing(_End):
     def put(self, response: bytes) -> None:
         """Put in the response to one request that was taken; it shows at the next ``publish``."""
         assert self.in_work, self._shape.name
-        self._write(response)
+        self._add(response)
 
 
 class FrontRing(_End):
@@ -217,7 +242,7 @@ class FrontRing(_End):
     def put(self, request: bytes) -> None:
         """Put in a request, for which there must be room; it shows at the next ``publish``."""
         assert self.room, self._shape.name
-        self._write(request)
+        self._add(request)
 
     def take(self, limit: int) -> list[bytes]:
         """Copy out up to ``limit`` responses. Raises PeerError for an impossible index."""

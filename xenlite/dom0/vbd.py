@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import VDISK_CDROM, VDISK_READONLY, XEN_IO_PROTO_ABI_X86_32
+from xenlite.abi.x86_32p import VDISK_CDROM, VDISK_READONLY
 from xenlite.dom0.blkback import BlockRing, Offer
-from xenlite.dom0.blkif import MAX_INDIRECT_SEGMENTS, SECTOR, Disk
+from xenlite.dom0.blkif import MAX_INDIRECT_SEGMENTS, NATIVE, SECTOR, WIRES, Disk
 from xenlite.dom0.image import ImageWorker
 from xenlite.dom0.xenbus import Action, State, parse_state, step
 from xenlite.errors import PeerError, Refused
@@ -181,8 +181,9 @@ class Vbd:
     def _read_offer(self) -> Offer:
         """Read what the frontend has written, once. Raises PeerError."""
         protocol = self._store.read(f"{self._paths.frontend}/protocol")
-        if protocol not in (None, "", XEN_IO_PROTO_ABI_X86_32):
-            raise PeerError(f"protocol {protocol[:_MOST_SHOWN]!r} is not {XEN_IO_PROTO_ABI_X86_32}")
+        if protocol and protocol not in WIRES:
+            known = " nor ".join(WIRES)
+            raise PeerError(f"protocol {protocol[:_MOST_SHOWN]!r} is neither {known}")
         order = self._number("ring-page-order", 0, MAX_RING_ORDER, default=0)
         names = ["ring-ref"] if not order else [f"ring-ref{n}" for n in range(1 << order)]
         if not order and self._store.read(f"{self._paths.frontend}/ring-ref") is None:
@@ -192,6 +193,7 @@ class Vbd:
             ring_refs=tuple(self._number(name, 0, 0xFFFFFFFF) for name in names),
             port=self._number("event-channel", 0, 0xFFFFFFFF),
             persistent=self._number("feature-persistent", 0, 1, default=0) == 1,
+            wire=WIRES[protocol] if protocol else NATIVE,
         )
 
     def _number(self, name: str, least: int, most: int, default: int | None = None) -> int:
