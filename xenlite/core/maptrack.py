@@ -16,8 +16,8 @@ Dom0, whose kernel is Python, reaches the pages through ``MappedGrant`` and ``Pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import EBADF, ENOENT, ENOSPC
 from xenlite.errors import Refused
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.core.grant import GrantTable
     from xenlite.machine.memory import MachineMemory
-
-Answer = TypeVar("Answer")
 
 # Xen's limit: 1024 frames of mappings, 16 bytes each.
 MAX_HANDLES: Final = 1024 * (PAGE_SIZE // 16)
@@ -208,24 +206,6 @@ class Maptrack:
         mapping.on_host = False
         if mapping.writable:
             mapping.table.end_writing(mapping.mfn)
-
-    # -- for the moment -----------------------------------------------------------------------
-
-    def with_pages(
-        self,
-        table: GrantTable,
-        refs: Sequence[int],
-        use: Callable[[list[memoryview]], Answer],
-        *,
-        writable: bool,
-    ) -> Answer:
-        """Have ``use`` read, or write, the pages that several entries offer, all or none."""
-        mfns = table.check(refs, self._domid, writable=writable)
-        try:
-            return use(self._memory.pages(mfns))
-        finally:
-            if writable:
-                self._memory.wrote_all(mfns)
 
     # -- pins for one transfer ----------------------------------------------------------------
 

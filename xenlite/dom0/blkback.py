@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY
@@ -89,6 +90,7 @@ class BlockRing:
         self._pages: FrontendPages = (
             LastingPages(link, offer.domid) if offer.persistent else self._passing
         )
+        self._answers: list[bytes] = []  # slots, not in the ring yet
         self.in_work = 0
         self.is_open = True
         self.requests = 0
@@ -103,7 +105,10 @@ class BlockRing:
                 undo.callback(link.unmap_grant, page)
                 pages.append(page)
             memory = pages[0] if len(pages) == 1 else JoinedPages(pages)
-            self._ring = BackRing(memory, ring_shape(len(pages), offer.wire))
+            shape = ring_shape(len(pages), offer.wire)
+            self._ring = BackRing(memory, shape)
+            response = offer.wire.response
+            self._pack = Struct(f"{response.format}{shape.slot - response.size}x").pack
             self.port = link.bind_interdomain(offer.domid, offer.port)
             undo.callback(link.close, self.port)
             link.on_event(self.port, self._on_event)
@@ -221,16 +226,20 @@ class BlockRing:
             self._check_drained()
 
     def _answer_all(self, transfer: Transfer) -> None:
-        number, failed = transfer.operation.value, transfer.failed
-        put, pack = self._ring.put, self._wire.response.pack
+        number, failed, answer = transfer.operation.value, transfer.failed, self._answer
         for n, request in enumerate(transfer.requests):
-            put(pack(request.id, number, BLKIF_RSP_ERROR if n in failed else BLKIF_RSP_OKAY))
+            answer(request.id, number, BLKIF_RSP_ERROR if n in failed else BLKIF_RSP_OKAY)
 
     def _answer(self, request_id: int, operation: int, status: int) -> None:
-        self._ring.put(self._wire.response.pack(request_id, operation, status))
+        """Keep a response for the next time that anything is published."""
+        self._answers.append(self._pack(request_id, operation, status))
 
     def _publish(self) -> None:
-        if self.is_open and self._ring.publish():
+        if not self.is_open:
+            return
+        self._ring.put_slots(b"".join(self._answers))
+        self._answers.clear()
+        if self._ring.publish():
             self.notifications += 1
             self._link.notify(self.port)
 
