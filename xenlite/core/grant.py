@@ -369,9 +369,8 @@ class GrantTable:
     def _wrote_entries(self, refs: Sequence[int]) -> None:
         """Keep translations right where a guest maps its table executable, as kernels do."""
         code = self._memory.code
-        for mfn in self.mfns:
-            if code[mfn] and any(self.mfns[ref >> _FRAME_SHIFT] == mfn for ref in refs):
-                self._memory.wrote(mfn)
+        if any(map(code.__getitem__, self.mfns)):
+            self._memory.wrote_all({self.mfns[ref >> _FRAME_SHIFT] for ref in refs})
 
 
 def _are_in_pages(offsets: Sequence[int], sizes: Sequence[int]) -> bool:

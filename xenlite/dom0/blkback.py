@@ -48,6 +48,7 @@ from xenlite.errors import PeerError, Refused
 if TYPE_CHECKING:
     from xenlite.doors import Link
 
+_READ: Final = Operation.READ
 MOST_AT_ONCE: Final = 64  # requests that are taken before others have their turn
 MOST_CACHED_BYTES: Final = 2 << 20  # and bytes that are copied meanwhile, which is 1 ms
 
@@ -150,9 +151,9 @@ class BlockRing:
         try:
             slots = self._ring.take(MOST_AT_ONCE)
             self.requests += len(slots)
-            jobs: list[Job] = []
-            for transfer in join(self._good(slots)):
-                jobs += self._start(transfer)
+            transfers = join(self._good(slots))
+            done = self._read_at_once(transfers)
+            jobs = [job for transfer in transfers[done:] for job in self._start(transfer)]
             if jobs:
                 self._worker.give(jobs)
             self._publish()
@@ -184,14 +185,45 @@ class BlockRing:
             return Bad(request.id, BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, str(refused))
         return resolve(request, raw[: request.size], self._disk)
 
+    def _read_at_once(self, transfers: list[Transfer]) -> int:
+        """Do the reads that come first and need no waiting; return how many.
+
+        Never past a request that is in work. What is refused is left to ``_start``.
+        """
+        if self.in_work or self._latency_ns:
+            return 0
+        reads: list[Transfer] = []
+        refs: list[int] = []
+        for transfer in transfers:
+            self._cached_bytes += transfer.end - transfer.start
+            if transfer.operation is not _READ or self._cached_bytes > MOST_CACHED_BYTES:
+                break
+            reads.append(transfer)
+            refs += transfer.refs
+        if not reads:
+            return 0
+        try:
+            done = self._pages.use(refs, partial(self._read_cached, reads), writable=True)
+        except Refused:
+            return 0
+        for transfer in reads[:done]:
+            self._answer_all(transfer)
+        return done
+
+    def _read_cached(self, reads: list[Transfer], pages: list[memoryview]) -> int:
+        """Read until something is not in the host's cache; return how many were read."""
+        read_cached, first = self._image.read_cached, 0
+        for n, transfer in enumerate(reads):
+            after = first + len(transfer.refs)
+            if not read_cached(transfer.views(pages[first:after]), transfer.start):
+                return n
+            first = after
+        return len(reads)
+
     def _start(self, transfer: Transfer) -> list[Job]:
         """Begin a transfer: what the worker has to do, nothing where it is answered already."""
-        is_read = transfer.operation is Operation.READ
         try:
-            if is_read and self._is_read_at_once(transfer):
-                self._answer_all(transfer)
-                return []
-            pages, give_back = self._pages.hold(transfer.refs, writable=is_read)
+            pages, give_back = self._pages.hold(transfer.refs, writable=transfer.operation is _READ)
         except Refused:
             if len(transfer.requests) > 1:
                 return [job for alone in transfer.alone() for job in self._start(alone)]
@@ -202,18 +234,6 @@ class BlockRing:
         do = partial(transfer.do, self._image, transfer.views(pages))
         due_ns = self._link.now_ns() + self._latency_ns
         return [Job(do, partial(self._finish, transfer, give_back), due_ns)]
-
-    def _is_read_at_once(self, transfer: Transfer) -> bool:
-        """Read what needs no waiting; never past a request that is in work. Raises Refused."""
-        if self.in_work or self._latency_ns:
-            return False
-        self._cached_bytes += transfer.end - transfer.start
-        if self._cached_bytes > MOST_CACHED_BYTES:
-            return False
-        image, views, start = self._image, transfer.views, transfer.start
-        return self._pages.use(
-            transfer.refs, lambda pages: image.read_cached(views(pages), start), writable=True
-        )
 
     def _finish(self, transfer: Transfer, give_back: Callable[[], None], job: Job) -> None:
         """Answer what is done."""

@@ -27,7 +27,7 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
 PAGE_SHIFT: Final = 12
@@ -224,7 +224,7 @@ class MachineMemory:
         elif mark:
             self._engines[mark].invalidate_code(mfn << PAGE_SHIFT, PAGE_SIZE)
 
-    def wrote_all(self, mfns: Sequence[int]) -> None:
+    def wrote_all(self, mfns: Collection[int]) -> None:
         """Forget the translations of all frames, as ``wrote`` does of one."""
         code = self.code
         if any(map(code.__getitem__, mfns)):
