@@ -26,12 +26,13 @@ from xenlite.abi.x86_32p import (
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
     SIZEOF_BLKIF_REQUEST,
+    SIZEOF_BLKIF_X86_64_REQUEST,
     SRING_REQ_PROD,
     BlkifRequestDiscard,
     GTF_readonly,
 )
 from xenlite.dom0 import blkback
-from xenlite.dom0.blkif import Bad, Disk, Indirect, Request, decode
+from xenlite.dom0.blkif import WIRES, Bad, Disk, Indirect, Request, Wire, decode
 from xenlite.dom0.image import RawImage
 from xenlite.dom0.xenbus import BLOCK_TRANSITIONS, NET_TRANSITIONS, Action, State, Transitions, step
 from xenlite.errors import ConfigError
@@ -194,18 +195,27 @@ def test_one_page_may_be_in_every_segment(path: Path) -> None:
         assert guest.page(20).read(0, PAGE) == at(80)
 
 
-@given(st.binary(min_size=SIZEOF_BLKIF_REQUEST, max_size=SIZEOF_BLKIF_REQUEST), st.booleans())
+@given(
+    st.binary(min_size=SIZEOF_BLKIF_X86_64_REQUEST, max_size=SIZEOF_BLKIF_X86_64_REQUEST),
+    st.booleans(),
+    st.sampled_from(list(WIRES.values())),
+)
 @settings(max_examples=1000)
-def test_no_bytes_upset_the_decoder(slot: bytes, read_only: object) -> None:
+def test_no_bytes_upset_the_decoder(raw: bytes, read_only: object, wire: Wire) -> None:
     disk = Disk(SECTORS, bool(read_only), can_discard=True)
-    for raw in (slot, bytes([slot[0] % 7, slot[1] % 13]) + slot[2:12] + bytes(8) + slot[20:]):
-        found = decode(raw, disk)
+    sector = wire.request.size - 96  # the sector number comes before eleven segments
+    tame = bytes([raw[0] % 7, raw[1] % 13]) + raw[2:sector] + bytes(8) + raw[sector + 8 :]
+    for slot in (raw, tame):
+        found = decode(slot[: wire.request.size], disk, wire)
         if isinstance(found, Request):
             assert 0 <= found.start <= found.start + found.size <= SECTORS * 512
-            assert sum(size for _, size in found.pieces) in (found.size, 0)
-            assert all(0 <= o < o + size <= PAGE for o, size in found.pieces)
+            pieces = ((0, PAGE),) * len(found.refs) if found.pieces is None else found.pieces
+            assert len(pieces) == len(found.refs)
+            assert sum(size for _, size in pieces) in (found.size, 0)
+            assert all(0 <= o < o + size <= PAGE for o, size in pieces)
         elif isinstance(found, Indirect):
             assert 1 <= len(found.refs) <= 8
+            assert 0 < found.size <= len(found.refs) * PAGE
         else:
             assert isinstance(found, Bad)
             assert found.status < 0
@@ -316,7 +326,7 @@ def test_states_six_and_one_a_thousand_times(path: Path) -> None:
         ("ring-ref", "4294967296"),
         ("event-channel", ""),
         ("event-channel", "77"),
-        ("protocol", "x86_64-abi"),
+        ("protocol", "mips-abi"),
         ("ring-page-order", "5"),
         ("feature-persistent", "2"),
     ],
