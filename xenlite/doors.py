@@ -8,7 +8,7 @@ either kind belongs to one domid, and acts with that domain's rights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -187,6 +187,19 @@ class Link(Protocol):
     def unpin_grants(self, pages: GrantedPages) -> None:
         """Give them back, on the main thread; they may not be used again."""
 
+    def copy_from_grants(
+        self, granter: int, refs: Iterable[int], offsets: Iterable[int], sizes: Iterable[int]
+    ) -> list[bytes]:
+        """Copy pieces, of a byte at least, out of the pages that ``granter`` offers under ``refs``.
+
+        One that is refused, or does not lie in its page, comes back empty; the others don't suffer.
+        """
+
+    def copy_to_grants(
+        self, granter: int, refs: Iterable[int], offsets: Iterable[int], contents: Iterable[bytes]
+    ) -> list[int]:
+        """Copy into pages that ``granter`` offers; return the indexes of what was refused."""
+
     def bind_interdomain(self, remote: int, remote_port: int) -> int:
         """Join ``remote``'s unbound port; return the local port."""
 
@@ -199,13 +212,18 @@ class Link(Protocol):
     def on_event(self, port: int, handler: Callable[[], None]) -> None:
         """Run ``handler`` outside any trap each time ``port`` has become pending."""
 
-    def defer(self, work: Callable[[], None]) -> None:
-        """Run ``work`` once, soon, outside any trap. Callable from any thread."""
+    def defer(self, work: Callable[[], None], *, charge: int | None = None) -> None:
+        """Run ``work`` once, soon, outside any trap. Callable from any thread.
+
+        Its time is taken from the share of the domain ``charge``, if there is such.
+        """
 
     def now_ns(self) -> int:
         """Read the machine's monotonic clock."""
 
-    def call_at(self, deadline_ns: int, work: Callable[[], None]) -> None:
+    def call_at(
+        self, deadline_ns: int, work: Callable[[], None], *, charge: int | None = None
+    ) -> None:
         """Run ``work`` once, outside any trap, when the machine's clock has come so far."""
 
 

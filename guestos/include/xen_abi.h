@@ -622,6 +622,7 @@ typedef uint32_t RING_IDX;
 
 /* netif_limits */
 #define XEN_NETIF_MAX_TX_SIZE 0xFFFF
+#define XEN_NETIF_NR_SLOTS_MIN 18
 
 /* netif_extra */
 #define XEN_NETIF_EXTRA_TYPE_NONE 0

@@ -1035,6 +1035,7 @@ NETTXF_extra_info: Final = 8
 
 # netif_limits, public/io/netif.h
 XEN_NETIF_MAX_TX_SIZE: Final = 0xFFFF
+XEN_NETIF_NR_SLOTS_MIN: Final = 18
 
 # netif_extra, public/io/netif.h
 XEN_NETIF_EXTRA_TYPE_NONE: Final = 0

@@ -106,10 +106,10 @@ def run(options: argparse.Namespace) -> int:
     from xenlite.cli.consoles import join
     from xenlite.cli.terminal import Output, Terminal
     from xenlite.cli.watching import open_crash_reports, open_watchers
+    from xenlite.dom0.rolling_file import RollingFile
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import HostClock
     from xenlite.machine.memory import DEFAULT_SIZE_BYTES
-    from xenlite.toolstack.console_log import LogFile
     from xenlite.toolstack.host import Host, Voice
     from xenlite.toolstack.socket_dir import STORE_SOCKET, SocketDirectory
 
@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
         consoles = []
         sockets = cleanup.enter_context(SocketDirectory(options.socket_dir))
         if options.log is not None:
-            log = LogFile(options.log, _say)
+            log = RollingFile(options.log, "log", "--log", _say)
             cleanup.callback(log.close)
             consoles.append(join(names, log.write, is_terminal=False))
 

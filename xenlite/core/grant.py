@@ -57,6 +57,9 @@ _FRAME_SHIFT: Final = 9  # entries of a frame
 _INDEX_MASK: Final = ENTRIES_PER_FRAME - 1
 _DOMID_SHIFT: Final = 16  # flags and domid are read as one word
 _DOMID_MASK: Final = 0xFFFF0000
+# What of an entry says whether it offers a page, and for writing.
+_OFFER: Final = _DOMID_MASK | GTF_type_mask
+_WRITABLE_OFFER: Final = _OFFER | GTF_readonly
 
 
 class GrantTable:
@@ -131,7 +134,7 @@ class GrantTable:
         owner, kind, type_count = frames.owner, frames.kind, frames.type_count
         nr_frames, nr_entries, domain = frames.nr_frames, len(self._pins), self.domid
         pins, to_column, mfn_column, counts = self._pins, self._to, self._mfn, frames.refs
-        checked = _DOMID_MASK | GTF_type_mask | (GTF_readonly if writable else 0)
+        checked = _WRITABLE_OFFER if writable else _OFFER
         wanted = domid << _DOMID_SHIFT | GTF_permit_access
         one = WRITER if writable else 1
         mfns: list[int] = []
@@ -197,6 +200,90 @@ class GrantTable:
                 m32[words[ref >> _FRAME_SHIFT] + ((ref & _INDEX_MASK) << 1)] &= ~cleared
         if words:
             self._wrote_entries(refs)
+
+    # -- copies -------------------------------------------------------------------------------
+
+    # No guest runs meanwhile, so a copy needs no pin and its entry no mark: an entry is read once,
+    # checked, and obeyed at once. What the loops don't recognize as good goes the long way, by a
+    # pin, which knows every rule. One copy costs 0.7 us so, 3 by pins for a list of them.
+
+    def copy_from(
+        self, domid: int, refs: Iterable[int], offsets: Iterable[int], sizes: Iterable[int]
+    ) -> list[bytes]:
+        """Copy out of pages offered to ``domid``, which may be read-only.
+
+        Each piece is at least a byte and lies in its page; one that is refused comes back empty.
+        """
+        m8, m64, words, owner = self._memory.m8, self._memory.m64, self._words, self._frames.owner
+        nr_frames, nr_entries, domain = self._frames.nr_frames, len(self._pins), self.domid
+        pins, wanted = self._pins, domid << _DOMID_SHIFT | GTF_permit_access
+        copied: list[bytes] = []
+        for ref, offset, size in zip(refs, offsets, sizes, strict=False):
+            if 0 <= ref < nr_entries and not pins[ref] and 0 <= offset < offset + size <= PAGE_SIZE:
+                entry = m64[(words[ref >> _FRAME_SHIFT] >> 1) + (ref & _INDEX_MASK)]
+                mfn = entry >> 32
+                if entry & _OFFER == wanted and mfn < nr_frames and owner[mfn] == domain:
+                    start = (mfn << PAGE_SHIFT) + offset
+                    copied.append(bytes(m8[start : start + size]))
+                    continue
+            copied.append(self._copy_from_pinned(domid, ref, offset, size))
+        return copied
+
+    def copy_to(
+        self, domid: int, refs: Iterable[int], offsets: Iterable[int], contents: Iterable[bytes]
+    ) -> list[int]:
+        """Copy into pages offered to ``domid``; return the indexes of what was refused."""
+        memory, frames = self._memory, self._frames
+        m8, m64, words, code = memory.m8, memory.m64, self._words, memory.code
+        owner, kind, nr_frames = frames.owner, frames.kind, frames.nr_frames
+        pins, nr_entries, domain = self._pins, len(self._pins), self.domid
+        wanted = domid << _DOMID_SHIFT | GTF_permit_access
+        refused: list[int] = []
+        for index, (ref, offset, content) in enumerate(zip(refs, offsets, contents, strict=False)):
+            end = offset + len(content)
+            if 0 <= ref < nr_entries and not pins[ref] and 0 <= offset <= end <= PAGE_SIZE:
+                entry = m64[(words[ref >> _FRAME_SHIFT] >> 1) + (ref & _INDEX_MASK)]
+                mfn = entry >> 32
+                if (
+                    entry & _WRITABLE_OFFER == wanted
+                    and mfn < nr_frames
+                    and owner[mfn] == domain
+                    and kind[mfn] == WRITABLE
+                ):
+                    start = mfn << PAGE_SHIFT
+                    m8[start + offset : start + end] = content
+                    if code[mfn]:
+                        memory.wrote(mfn)
+                    continue
+            if not self._copy_to_pinned(domid, ref, offset, content):
+                refused.append(index)
+        return refused
+
+    def _copy_from_pinned(self, domid: int, ref: int, offset: int, size: int) -> bytes:
+        """Copy out the long way; nothing where that is refused."""
+        if not 0 <= offset <= offset + size <= PAGE_SIZE:
+            return b""
+        try:
+            mfns = self.pin((ref,), domid, writable=False)
+        except Refused:
+            return b""
+        content = self._memory.read((mfns[0] << PAGE_SHIFT) + offset, size)
+        self.unpin((ref,), mfns, writable=False)
+        return content
+
+    def _copy_to_pinned(self, domid: int, ref: int, offset: int, content: bytes) -> bool:
+        """Copy in the long way; False where that is refused."""
+        if not 0 <= offset <= offset + len(content) <= PAGE_SIZE:
+            return False
+        try:
+            mfns = self.pin((ref,), domid, writable=True)
+        except Refused:
+            return False
+        self._memory.write((mfns[0] << PAGE_SHIFT) + offset, content)
+        self.unpin((ref,), mfns, writable=True)
+        return True
+
+    # -- frames that others map writable ------------------------------------------------------
 
     def begin_writing(self, mfn: int) -> None:
         """Note that another guest has a page-table entry by which it can write the frame."""

@@ -3,7 +3,7 @@
 
 Each end shows its state in XenStore and watches the other's. A frontend is a guest: it may show any
 state at any time, in any order, and skip what it likes. So all that a backend does is in one table,
-over its own state and the one it sees; the pair alone decides.
+over its own state and the one it sees; the pair alone decides. For a disk it is::
 
     what the frontend shows ->   1 Initialising   3, 4 ready       5 Closing        else
     InitWait                     -                CONNECT, 4       -> 5             -> 6
@@ -12,13 +12,14 @@ over its own state and the one it sees; the pair alone decides.
     Closed                       -> 2             -                -                -
 
 GRUB leaves by 6 and waits for ours, then shows 1 for the kernel that it boots; other kernels go to
-3 or 4, and leave by 5, 6 and 1.
+3 or 4, and leave by 5, 6 and 1. A network card differs in one pair: a frontend at 3 is not ready,
+because GNU Mach's still reads there what the backend can do, and says at 4 what it wants of it.
 Source: public/io/xenbus.h.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from typing import Any, Final, Protocol
 
@@ -58,12 +59,13 @@ class Action(Enum):
 
 
 _AWAY: Final = (State.CLOSED, State.UNKNOWN)
-_READY: Final = (State.INITIALISED, State.CONNECTED)
+_CONNECT: Final = (Action.CONNECT, State.CONNECTED)
 
-# By the backend's state, then the frontend's; a pair that is not here changes nothing.
-TRANSITIONS: Final[dict[State, dict[State, tuple[Action, State]]]] = {
+# By the backend's state, then the frontend's; a pair that is not there changes nothing.
+Transitions = Mapping[State, Mapping[State, tuple[Action, State]]]
+NET_TRANSITIONS: Final[Transitions] = {
     State.INIT_WAIT: {
-        **dict.fromkeys(_READY, (Action.CONNECT, State.CONNECTED)),
+        State.CONNECTED: _CONNECT,
         **dict.fromkeys(_AWAY, (Action.NOTHING, State.CLOSED)),
         State.CLOSING: (Action.NOTHING, State.CLOSING),
     },
@@ -79,6 +81,10 @@ TRANSITIONS: Final[dict[State, dict[State, tuple[Action, State]]]] = {
     State.CLOSED: {
         State.INITIALISING: (Action.NOTHING, State.INIT_WAIT),
     },
+}
+BLOCK_TRANSITIONS: Final[Transitions] = {
+    **NET_TRANSITIONS,
+    State.INIT_WAIT: {**NET_TRANSITIONS[State.INIT_WAIT], State.INITIALISED: _CONNECT},
 }
 
 
@@ -109,6 +115,6 @@ def parse_state(value: str | None) -> State:
     return State(number) if number in {state.value for state in State} else State.UNKNOWN
 
 
-def step(own: State, seen: State) -> tuple[Action, State]:
+def step(transitions: Transitions, own: State, seen: State) -> tuple[Action, State]:
     """Say what to do, and which state to show after it."""
-    return TRANSITIONS.get(own, {}).get(seen, (Action.NOTHING, own))
+    return transitions.get(own, {}).get(seen, (Action.NOTHING, own))

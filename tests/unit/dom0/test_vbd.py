@@ -32,7 +32,7 @@ from xenlite.abi.x86_32p import (
 from xenlite.dom0 import blkback
 from xenlite.dom0.blkif import Bad, Disk, Indirect, Request, decode
 from xenlite.dom0.image import RawImage
-from xenlite.dom0.xenbus import TRANSITIONS, Action, State, step
+from xenlite.dom0.xenbus import BLOCK_TRANSITIONS, NET_TRANSITIONS, Action, State, Transitions, step
 from xenlite.errors import ConfigError
 
 SECTORS = 512
@@ -351,14 +351,20 @@ def test_a_rewritten_ring_ref_counts_at_the_next_connection(path: Path) -> None:
         assert guest.read(16) == at(16)
 
 
-def test_every_transition_leads_somewhere_with_an_end() -> None:
+@pytest.mark.parametrize(
+    ("transitions", "ready"),
+    [(BLOCK_TRANSITIONS, State.INITIALISED), (NET_TRANSITIONS, State.CONNECTED)],
+)
+def test_every_transition_leads_somewhere_with_an_end(
+    transitions: Transitions, ready: State
+) -> None:
     """From any state, a frontend that goes away and comes back finds the backend waiting."""
-    for state in TRANSITIONS:
+    for state in transitions:
         own = state
         for seen in (State.CLOSED, State.CLOSED, State.INITIALISING):
-            own = step(own, seen)[1]
+            own = step(transitions, own, seen)[1]
         assert own is State.INIT_WAIT
-        assert step(own, State.INITIALISED) == (Action.CONNECT, State.CONNECTED)
+        assert step(transitions, own, ready) == (Action.CONNECT, State.CONNECTED)
 
 
 # -- I/O that fails, waits, or outlives its guest -------------------------------------------------
