@@ -132,8 +132,6 @@ class _End:
 
     def has_more(self, wanted: int = 1) -> bool:
         """Make the final check: False where fewer wait, and the last of those will be told."""
-        if self.waiting() >= wanted:
-            return True
         self._page.write_u32(self._our_event, (self._taken + wanted) & INDEX_MASK)
         return self.waiting() >= wanted
 
