@@ -35,11 +35,12 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_writable_pagetables,
 )
 from xenlite.errors import ConfigError, Fault
+from xenlite.toolstack.console_config import ConsoleConfig, Output, read_console
 from xenlite.toolstack.disk_config import DiskConfig, read_disk
 from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
@@ -163,6 +164,23 @@ _DISK: Final = {
     ]
 }
 
+_CONSOLE: Final = {
+    "anyOf": [
+        {"type": "string", "pattern": "^(terminal|pty|file:.+|socket:.+)$"},
+        {
+            "type": "object",
+            "properties": {
+                "output": {"enum": list(Output)},
+                "path": _PATH,
+                "log": _PATH,
+                "rate": {"type": ["string", "integer"]},
+                "name": {"type": "string"},
+            },
+            "additionalProperties": False,
+        },
+    ]
+}
+
 KEYS: Final = {
     "name": Key(
         _name,
@@ -227,6 +245,13 @@ KEYS: Final = {
         "Disks, each as xl writes it, `target,format,vdev,access`, or as a group of these keys."
         " Targets are relative to this file.",
         {"anyOf": [_DISK, {"type": "array", "items": _DISK}]},
+        is_list=True,
+    ),
+    "console": Key(
+        read_console,
+        "Consoles: `terminal` (only the first, and what that is when left out), `pty`, `file:PATH`,"
+        " `socket:PATH`, or a group of these keys. Paths are relative to this file.",
+        {"anyOf": [_CONSOLE, {"type": "array", "items": _CONSOLE}]},
         is_list=True,
     ),
 }
@@ -525,6 +550,10 @@ def _joint_rules(values: dict[str, Any], entries: dict[str, Entry]) -> list[Faul
             what = f"disk: {disk.vdev} is given twice"
             faults.append(Fault(entries["disk"].where, what))
         names[disk.number] = disk
+    consoles: Sequence[ConsoleConfig] = values.get("console", ())
+    if any(console.output is Output.TERMINAL for console in consoles[1:]):
+        what = "console: only the first can be on the terminal"
+        faults.append(Fault(entries["console"].where, what))
     return faults
 
 
@@ -549,4 +578,5 @@ def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
         cap=values["cap"],
         max_event_channels=values["max_event_channels"],
         disks=tuple(disk.below(entries["disk"].base) for disk in values["disk"] or ()),
+        consoles=tuple(one.below(entries["console"].base) for one in values["console"] or ()),
     )

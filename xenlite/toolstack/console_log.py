@@ -42,7 +42,9 @@ class LogFile:
     A disk that is full ends the log, not the domain: ``failed`` is told once.
     """
 
-    def __init__(self, path: Path, failed: Callable[[str], None]) -> None:
+    def __init__(
+        self, path: Path, failed: Callable[[str], None], *, asked_by: str = "--log"
+    ) -> None:
         self._path = path
         self._failed = failed
         self._size = 0
@@ -50,7 +52,7 @@ class LogFile:
         try:
             self._file = path.open("wb", buffering=0)
         except OSError as error:
-            raise ConfigError(Fault(str(path), f"{error.strerror} (--log)")) from None
+            raise ConfigError(Fault(str(path), f"{error.strerror} ({asked_by})")) from None
 
     def write(self, data: bytes) -> None:
         """Append output, at once: nothing is lost if the process is killed."""

@@ -13,6 +13,7 @@ from xenlite.abi.x86_32p import EVTCHN_2L_NR_CHANNELS, XEN_PAGE_SHIFT
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from xenlite.toolstack.console_config import ConsoleConfig
     from xenlite.toolstack.disk_config import DiskConfig
 
 # start_info gives a 32-bit kernel the machine address of shared_info in 32 bits.
@@ -65,6 +66,7 @@ class DomainConfig:
     cap: int = 0  # percent of the CPU; 0 for none
     max_event_channels: int = EVTCHN_2L_NR_CHANNELS - 1
     disks: tuple[DiskConfig, ...] = ()
+    consoles: tuple[ConsoleConfig, ...] = ()
 
     @property
     def pages(self) -> int:
