@@ -20,6 +20,7 @@ import pexpect
 import pytest
 import yaml
 
+from tests.support.console_flood import flood, resident_kib
 from xenlite.devkit.kernel_cache import build_kernel
 from xenlite.toolstack.control_protocol import LINE_BYTES, Request
 
@@ -386,6 +387,14 @@ def test_a_guest_commands_no_terminal_by_its_pty(kernel: Path, tmp_path: Path) -
         person.wait()
 
 
+def test_a_flood_grows_nothing_and_starves_nobody(tmp_path: Path) -> None:
+    """As ``tools/soak console`` does with more."""
+    flooded = flood(tmp_path, 16 << 20)
+    assert flooded.size_bytes >= 16 << 20
+    assert flooded.growth_kib < 8 << 10
+    assert (tmp_path / "flood.log").stat().st_size >= 16 << 20
+
+
 def test_consoles_that_are_flooded_and_unread_hold_up_nobody(kernel: Path, tmp_path: Path) -> None:
     flood = consoled(tmp_path, kernel, "f", "[pty, {output: file, path: f.log}]")
     with Running(tmp_path / "sockets", kernel, str(flood)) as running:
@@ -401,12 +410,6 @@ def test_consoles_that_are_flooded_and_unread_hold_up_nobody(kernel: Path, tmp_p
         running.do("destroy", "c")
         assert not Path(tty).exists()
         running.types(b"after")
-
-
-def resident_kib(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmRSS:")]
-    return int(line.split()[1])
 
 
 def test_a_console_that_is_not_there_is_said(running: Running) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The outer ends of a console: a PTY, a socket. Neither ever waits for who reads there.
 
-Whoever does not read loses the oldest of what waits: MOST_WAITING bytes are kept, and a PTY's own
-buffer in the kernel. Output is the guest's, unescaped: who shows it on a terminal filters it.
+Whoever does not read loses the oldest of what waits: as much is kept as XenStore says (``limit``),
+and what a PTY's own buffer in the kernel holds. Output is the guest's, unescaped: who shows it on a
+terminal filters it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ from typing import TYPE_CHECKING, Final
 
 from xenlite.errors import PeerError
 from xenlite.toolstack.socket_server import SocketServer
+from xenlite.toolstack.store_nodes import CONSOLE_LIMIT_BYTES
 
 if TYPE_CHECKING:
     import socket
 
     from xenlite.toolstack.poller import Poller
 
-MOST_WAITING: Final = 64 << 10
+MOST_WAITING: Final = CONSOLE_LIMIT_BYTES
 READ_BYTES: Final = 4 << 10
 
 

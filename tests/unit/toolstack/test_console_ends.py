@@ -99,10 +99,10 @@ def test_output_comes_out_of_the_pty_and_keys_go_in(outside: Outside, pty: Pty) 
 
 
 def test_a_pty_that_nobody_reads_keeps_the_newest_and_no_more(outside: Outside, pty: Pty) -> None:
-    lines = [b"%09d\n" % n for n in range(100_000)]
-    for n in range(0, len(lines), 100):
-        pty.write(b"".join(lines[n : n + 100]))
-        assert len(pty._waiting._bytes) <= 2 * MOST_WAITING + 1000
+    lines = [b"%09d\n" % n for n in range(500_000)]
+    for n in range(0, len(lines), 1000):
+        pty.write(b"".join(lines[n : n + 1000]))
+        assert len(pty._waiting._bytes) <= 2 * MOST_WAITING + 10000
     pty.freshen()
     reader = Reader(pty.path)
     outside.until(lambda: reader.has(lines[-1]))
@@ -172,13 +172,13 @@ def test_a_console_socket_shows_all_and_cuts_off_who_does_not_read(
 
 def test_waiting_keeps_the_newest() -> None:
     waiting = Waiting()
-    for n in range(1000):
+    for n in range(10_000):
         waiting.add(b"%04d" % n * 100)
     seen = b""
     while waiting:
         data = waiting.head()
-        seen += data[:7]
-        waiting.advance(len(data[:7]))
+        seen += data[:700]
+        waiting.advance(len(data[:700]))
     assert len(seen) == MOST_WAITING
-    assert seen.endswith(b"0999" * 100)
+    assert seen.endswith(b"9999" * 100)
     assert waiting.has_lost
