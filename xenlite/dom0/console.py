@@ -33,7 +33,7 @@ from xenlite.abi.x86_32p import (
     XENCONS_INTERFACE_OUT_CONS,
     XENCONS_INTERFACE_OUT_PROD,
 )
-from xenlite.dom0.backend_device import MAX_NUMBER, BackendDevice
+from xenlite.dom0.backend_device import MAX_NUMBER, BackendDevice, DeviceStatus
 from xenlite.dom0.rate import Rate, RateLimit
 from xenlite.dom0.ring import Consumer, Place, Producer
 from xenlite.dom0.xenbus import BLOCK_TRANSITIONS
@@ -83,6 +83,16 @@ class ConsoleProtocol:
         if data:
             self._waiting.append(data)
             self.waiting_bytes += len(data)
+
+    def indexes(self) -> dict[str, int]:
+        """Return where everybody stands."""
+        (in_cons, in_prod), (out_cons, out_prod) = self._in.indexes(), self._out.indexes()
+        return {
+            "in_cons": in_cons,
+            "in_prod": in_prod,
+            "out_cons": out_cons,
+            "out_prod": out_prod,
+        }
 
     def step(self, *, takes_output: bool = True) -> tuple[bytes, bool]:
         """Move what can be moved; return the output, and whether the guest must be told.
@@ -146,6 +156,7 @@ class Console:
         self._broken = broken
         self._limit = None if outer.rate is None else RateLimit(outer.rate, link.now_ns())
         self._is_resting = False
+        self._printed_bytes = 0
         self.state = ConsoleState.OPEN
         with ExitStack() as undo:
             page = link.map_grant(domid, ref, writable=True)
@@ -160,6 +171,22 @@ class Console:
     def waiting_bytes(self) -> int:
         """Return how much input the guest has not had room for."""
         return self._protocol.waiting_bytes
+
+    def status(self, number: int) -> DeviceStatus:
+        """Return what it is doing, as the initial console, whose number is 0."""
+        return DeviceStatus(f"console {number}", None, None, self.indexes(), self.counts())
+
+    def indexes(self) -> dict[str, int]:
+        """Return the rings' indexes as they stand; none where the page is given back."""
+        return {} if self.state is ConsoleState.CLOSED else self._protocol.indexes()
+
+    def counts(self) -> dict[str, int]:
+        """Return what is going on, and what has been."""
+        return {
+            "port": self._port,
+            "input waiting": self.waiting_bytes,
+            "printed": self._printed_bytes,
+        }
 
     def start(self) -> None:
         """Take what was printed before anybody listened."""
@@ -199,6 +226,7 @@ class Console:
             return
         output, moved = self._protocol.step(takes_output=takes_output)
         if output:
+            self._printed_bytes += len(output)
             if self._limit is not None:
                 self._limit.spend(len(output))
             self._outer.sink(output)
@@ -248,6 +276,17 @@ class ConsoleDevice:
         """Return how much input the guest has not had room for."""
         console = self._device.connection
         return 0 if console is None else console.waiting_bytes
+
+    def status(self, number: int) -> DeviceStatus:
+        """Return what it is doing."""
+        console = self._device.connection
+        return DeviceStatus(
+            f"console {number}",
+            self.state,
+            self._device.seen,
+            {} if console is None else console.indexes(),
+            {} if console is None else console.counts(),
+        )
 
     def feed(self, data: bytes) -> None:
         """Give the guest input; while its frontend is away there is nobody to keep it for."""

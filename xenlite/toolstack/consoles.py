@@ -23,6 +23,7 @@ from xenlite.toolstack.console_ends import ConsoleSocket, Pty
 from xenlite.toolstack.console_log import ConsoleTail, LogFile
 
 if TYPE_CHECKING:
+    from xenlite.dom0.backend_device import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Link
     from xenlite.errors import PeerError
@@ -40,6 +41,9 @@ class Backend(Protocol):
 
     def feed(self, data: bytes) -> None:
         """Give the guest input."""
+
+    def status(self, number: int) -> DeviceStatus:
+        """Return what it is doing, as console ``number``."""
 
 
 class Channel:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
+    from xenlite.dom0.backend_device import DeviceStatus
     from xenlite.doors import Refusal
     from xenlite.errors import PeerError
     from xenlite.hypervisor import Hypervisor
@@ -294,6 +295,13 @@ class Host:
         """Return a guest's console by its number, if there is such a one."""
         channels = self._channels[guest.config.name]
         return channels[number] if 0 <= number < len(channels) else None
+
+    def devices(self, domid: int) -> list[DeviceStatus]:
+        """Return what the devices of a domain are doing."""
+        guest = next(one for one in self._guests if _domid(one) == domid)
+        consoles = enumerate(self._channels[guest.config.name])
+        found = [one.backend.status(n) for n, one in consoles if one.backend is not None]
+        return found if guest.disks is None else found + guest.disks.status()
 
     def _print_without_ring(self, domid: int, data: bytes) -> None:
         """Take what a domain prints by hypercall; its first console has that too."""
