@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -49,6 +49,20 @@ def device_paths(kind: str, backend_domid: int, frontend_domid: int, number: int
         frontend_domid,
         number,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """What a device is doing, for people: ``indexes`` of its rings as they stand, and counts.
+
+    A domain's first console has no states. What has no connection has no numbers.
+    """
+
+    name: str
+    backend: State | None = None
+    frontend: State | None = None
+    indexes: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class FrontendNodes:
@@ -135,6 +149,11 @@ class BackendDevice(Generic[C]):
         self._show(State.INIT_WAIT)
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
 
+    @property
+    def seen(self) -> State:
+        """Return the state that the frontend shows."""
+        return parse_state(self._store.read(f"{self._paths.frontend}/state"))
+
     def close(self) -> None:
         """Take the device away, whatever its frontend is doing."""
         self._is_closed = True
@@ -184,8 +203,7 @@ class BackendDevice(Generic[C]):
         for _ in range(_MOST_STEPS):
             if self._is_closed or self._is_draining:
                 return
-            seen = parse_state(self._store.read(f"{self._paths.frontend}/state"))
-            action, state = step(self._transitions, self.state, seen)
+            action, state = step(self._transitions, self.state, self.seen)
             if state is self.state:
                 return
             if action is Action.CONNECT and not self._connect():

@@ -35,13 +35,14 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_writable_pagetables,
 )
 from xenlite.errors import ConfigError, Fault
+from xenlite.toolstack.console_config import ConsoleConfig, Output, read_console
 from xenlite.toolstack.disk_config import DiskConfig, read_disk
 from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
 from xenlite.toolstack.firmware import find_firmware
 from xenlite.toolstack.network_schema import NETWORK, NETWORK_LISTS, VIF
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from xenlite.toolstack.network_config import NetworkConfig
     from xenlite.toolstack.vif_config import VifConfig
@@ -183,6 +184,23 @@ _DISK: Final = {
     ]
 }
 
+_CONSOLE: Final = {
+    "anyOf": [
+        {"type": "string", "pattern": "^(terminal|pty|file:.+|socket:.+)$"},
+        {
+            "type": "object",
+            "properties": {
+                "output": {"enum": list(Output)},
+                "path": _PATH,
+                "log": _PATH,
+                "rate": {"type": ["string", "integer"]},
+                "name": {"type": "string"},
+            },
+            "additionalProperties": False,
+        },
+    ]
+}
+
 KEYS: Final = {
     "name": Key(
         _name,
@@ -271,6 +289,13 @@ KEYS: Final = {
         {"anyOf": [NETWORK, {"type": "array", "items": NETWORK}]},
         is_list=True,
         lists=NETWORK_LISTS,
+    ),
+    "console": Key(
+        read_console,
+        "Consoles: `terminal` (only the first, and what that is when left out), `pty`, `file:PATH`,"
+        " `socket:PATH`, or a group of these keys. Paths are relative to this file.",
+        {"anyOf": [_CONSOLE, {"type": "array", "items": _CONSOLE}]},
+        is_list=True,
     ),
 }
 
@@ -622,6 +647,10 @@ def _joint_rules(values: dict[str, Any], entries: dict[str, Entry]) -> list[Faul
     for network in sorted({one for one in networks if networks.count(one) > 1}):
         what = f"networks: {network} is given twice"
         faults.append(Fault(entries["networks"].where, what))
+    consoles: Sequence[ConsoleConfig] = values.get("console", ())
+    if any(console.output is Output.TERMINAL for console in consoles[1:]):
+        what = "console: only the first can be on the terminal"
+        faults.append(Fault(entries["console"].where, what))
     return faults
 
 
@@ -649,4 +678,5 @@ def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
         disks=tuple(disk.below(entries["disk"].base) for disk in values["disk"] or ()),
         vifs=tuple(values["vif"] or ()),
         networks=tuple(one.below(entries["networks"].base) for one in values["networks"] or ()),
+        consoles=tuple(one.below(entries["console"].base) for one in values["console"] or ()),
     )

@@ -16,6 +16,7 @@ from xenlite.toolstack.store_nodes import device_paths, vif_nodes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenlite.dom0.backend_device import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Link
     from xenlite.errors import PeerError
@@ -54,6 +55,10 @@ class Vifs:
     def __contains__(self, devid: int) -> bool:
         """Tell whether there is a card of that number."""
         return devid in self._attached
+
+    def status(self) -> list[DeviceStatus]:
+        """Return what each card is doing."""
+        return self._attached.status()
 
     def attach(self, config: VifConfig) -> Vif:
         """Show a card, complete, to the domain, which may run already. Raises ConfigError."""
