@@ -58,8 +58,8 @@ def make_disks(directory: Path) -> list[Path]:
         _lay_out_boot(boot / "boot")
         _lay_out_files(files)
         return [
-            _make_disk(directory / "boot.img", "ext2", "32M", boot),
-            _make_disk(directory / "files.img", "fat", "16M", files),
+            make_disk(directory / "boot.img", "ext2", "32M", boot),
+            make_disk(directory / "files.img", "fat", "16M", files),
         ]
 
 
@@ -81,7 +81,8 @@ def _lay_out_files(files: Path) -> None:
     (files / "numbers.txt").write_text(numbers[:NUMBERS_BYTES])
 
 
-def _make_disk(image: Path, kind: str, size: str, directory: Path) -> Path:
+def make_disk(image: Path, kind: str, size: str, directory: Path) -> Path:
+    """Make an image of a directory's files, in place of an older one."""
     image.unlink(missing_ok=True)
     command = [str(ROOT / "tools/make_disk"), "--type", kind, str(image), size, str(directory)]
     subprocess.run(command, check=True)
