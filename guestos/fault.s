@@ -188,6 +188,50 @@ user_copy_failed:
     pop esi
     ret
 
+# Find the page behind an address of the current process, for a device to use it directly. It stays
+# where it is as long as the process does not go back to ring 3. In: eax = address, edx = PFEC_WRITE
+# where the device is to change it, else 0. kernel_lock is held. Out: eax = page, or 0 where the
+# program could not do the same.
+user_page:
+    push ebx
+    push esi
+    push edi
+    mov ebx, eax
+    mov esi, edx
+    cmp eax, USER_END
+    jae .Luser_page_none
+.Luser_page_look:
+    call process_current
+    mov eax, [eax + PROCESS_SPACE]
+    mov edx, ebx
+    call space_slot
+    test eax, eax
+    jz .Luser_page_fault
+    test dword ptr [eax], _PAGE_PRESENT
+    jz .Luser_page_fault
+    test esi, esi
+    jz .Luser_page_found
+    test dword ptr [eax], _PAGE_RW
+    jnz .Luser_page_found
+.Luser_page_fault:
+    mov eax, ebx
+    mov edx, esi
+    call fault_repair
+    cmp eax, FAULT_REPAIRED
+    je .Luser_page_look
+.Luser_page_none:
+    xor eax, eax
+    jmp .Luser_page_out
+.Luser_page_found:
+    mov edx, [eax + 4]
+    mov eax, [eax]
+    call port_page_of
+.Luser_page_out:
+    pop edi
+    pop esi
+    pop ebx
+    ret
+
 # Copy a text that ends in 0 from a program. In: eax = where to, edx = where from, ecx = room in
 # bytes. Out: eax = its length without the 0, -EFAULT, or -ENAMETOOLONG where there is no 0.
 user_copy_text:

@@ -16,6 +16,7 @@
 #   entry.s     the first instruction, and what happens in which order
 #   traps.s     exceptions: the frame, the table, the way back, the report of a crash
 #   events.s    event channels: interrupts of a paravirtual machine
+#   eventcount.s  waiting for an event without missing it
 #   time.s      a tick, the clock, sleeping
 #   memory.s    the kernel's own page tables
 #   pages.s     a page allocator that counts users
@@ -28,11 +29,20 @@
 #   schedule.s  taking turns, sleeping
 #   smp.s       more processors
 #   fpu.s       the FPU, for those who use it
+#   grants.s    pages that other domains may use
+#   ring.s      requests and responses in a page shared with a backend
+#   xenstore.s  asking XenStore
+#   xenbus.s    devices: finding them, and the states in which both ends meet
+#   blkfront.s  disks: sectors between memory and a backend
 #   syscall.s   system calls
 #   files.s     descriptors
 #   tty.s       the console as a file
 #   pipe.s      pipes
 #   ramdisk.s   the archive that the machine came with
+#   cache.s     blocks of disks
+#   disk.s      disks as files
+#   fat.s       the file system of the first disk
+#   fat_names.s  its directories
 #   exec.s      starting another program
 #   balloon.s   giving memory back
 #   report.s    what it finds at boot, and what it tells programs
@@ -68,6 +78,7 @@
 .include "entry.s"
 .include "traps.s"
 .include "events.s"
+.include "eventcount.s"
 .include "time.s"
 .include "memory.s"
 .include "pages.s"
@@ -80,11 +91,20 @@
 .include "schedule.s"
 .include "smp.s"
 .include "fpu.s"
+.include "grants.s"
+.include "ring.s"
+.include "xenstore.s"
+.include "xenbus.s"
+.include "blkfront.s"
 .include "syscall.s"
 .include "files.s"
 .include "tty.s"
 .include "pipe.s"
 .include "ramdisk.s"
+.include "cache.s"
+.include "disk.s"
+.include "fat.s"
+.include "fat_names.s"
 .include "exec.s"
 .include "balloon.s"
 .include "report.s"

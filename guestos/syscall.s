@@ -192,6 +192,10 @@ syscall_list:
     .long SYS_setpgid, sys_setpgid
     .long SYS_dup2, sys_dup2
     .long SYS_directory, sys_directory
+    .long SYS_lseek, sys_lseek
+    .long SYS_llseek, sys_llseek
+    .long SYS_fsync, sys_fsync
+    .long SYS_sync, sys_sync
     .long SYS_processes, sys_processes
     .long SYS_memory, sys_memory
     .long SYS_vcpu, sys_vcpu

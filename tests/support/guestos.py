@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from xenlite.cli.run import load
@@ -13,6 +14,7 @@ from xenlite.errors import PeerError
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine.clock import Clock, HostClock
 from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
+from xenlite.toolstack.disk_config import read_disk
 from xenlite.toolstack.lifecycle import Guest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,17 +44,20 @@ def ramdisk() -> dict[str, int]:
 class Machine:
     """One guestos, driven step by step."""
 
-    def __init__(self, *overrides: str, clock: Clock | None = None) -> None:
+    def __init__(
+        self, *overrides: str, clock: Clock | None = None, disks: Sequence[str] = ()
+    ) -> None:
         self.clock = clock or HostClock()
         self.hypervisor = Hypervisor(64 * MIB, self.clock)
         self.control = self.hypervisor.control()
         self.output = ""
         self.blocks_of_slices: Callable[[], int] | None = None
-        self.guest = Guest(load(ROOT / DOM, ["memory=8", *overrides]))
+        config = load(ROOT / DOM, ["memory=8", *overrides])
+        self.guest = Guest(replace(config, disks=tuple(map(read_disk, disks))))
         link = self.hypervisor.link(0)
-        store = XenStore(link, lambda _domid, error: self._broken(error))
+        self.store = XenStore(link, lambda _domid, error: self._broken(error))
         self.domid = self.guest.start(
-            self.control, link, store, sink=self._hear, broken=self._broken
+            self.control, link, self.store, sink=self._hear, broken=self._broken
         ).domid
 
     def _hear(self, _domid: int, data: bytes) -> None:
