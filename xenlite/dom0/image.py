@@ -177,6 +177,7 @@ class ImageWorker:
         self._done: deque[Job] = deque()
         self._is_announced = False
         self._is_closed = False
+        self._is_abandoned = False
         self._bug: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="image", daemon=True)
         self._thread.start()
@@ -192,6 +193,12 @@ class ImageWorker:
         self._is_closed = True
         self._collect()
 
+    def abandon(self) -> None:
+        """Finish the one job that is being done, and end the thread; nobody hears of any."""
+        self._is_abandoned = True
+        self._given.put(None)
+        self._thread.join()
+
     def _run(self) -> None:
         while True:
             jobs = self._given.get()
@@ -199,6 +206,8 @@ class ImageWorker:
                 return
             since = time.monotonic_ns()
             for job in jobs:
+                if self._is_abandoned:
+                    return
                 self._do(job)
                 self._done.append(job)
                 now = time.monotonic_ns()

@@ -100,6 +100,13 @@ class Vbd:
         self._device.close()
         self._worker.close()
 
+    def abandon(self) -> None:
+        """Stop without a word to the frontend, as a process that is killed; call nothing else then.
+
+        I/O that is at this moment in the guest's pages ends first; what waits is not done.
+        """
+        self._worker.abandon()
+
     def _connect(self, nodes: FrontendNodes) -> BlockRing:
         """Join the frontend's ring. Raises PeerError, Refused."""
         return BlockRing(
