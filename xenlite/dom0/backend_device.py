@@ -150,6 +150,11 @@ class BackendDevice(Generic[C]):
             self.connection.close(_nothing)
             self.connection = None
 
+    def abandon(self) -> None:
+        """Forget the frontend without a word; whoever calls this gives back what it had."""
+        self._is_closed = True
+        self.connection = None
+
     def lost(self, error: PeerError) -> None:
         """Disconnect a frontend that broke the protocol; it may come back."""
         self._complain(str(error))

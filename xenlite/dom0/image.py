@@ -198,6 +198,10 @@ class ImageWorker:
         self._is_abandoned = True
         self._given.put(None)
         self._thread.join()
+        # What is left holds views of guests' pages.
+        self._given = SimpleQueue()
+        self._done.clear()
+        self.when_collected = _nothing
 
     def _run(self) -> None:
         while True:

@@ -106,6 +106,7 @@ class Vbd:
         I/O that is at this moment in the guest's pages ends first; what waits is not done.
         """
         self._worker.abandon()
+        self._device.abandon()
 
     def _connect(self, nodes: FrontendNodes) -> BlockRing:
         """Join the frontend's ring. Raises PeerError, Refused."""
