@@ -117,6 +117,14 @@ class Vbd:
         """Have the frontend close the disk; see ``BackendDevice``."""
         self._device.ask_to_close(released, self._link.defer)
 
+    def abandon(self) -> None:
+        """Stop without a word to the frontend, as a process that is killed; call nothing else then.
+
+        I/O that is at this moment in the guest's pages ends first; what waits is not done.
+        """
+        self._worker.abandon()
+        self._device.abandon()
+
     def _connect(self, nodes: FrontendNodes) -> BlockRing:
         """Join the frontend's ring. Raises PeerError, Refused."""
         return BlockRing(

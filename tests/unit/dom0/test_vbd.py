@@ -25,10 +25,8 @@ from xenlite.abi.x86_32p import (
     BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
-    SIZEOF_BLKIF_REQUEST,
     SIZEOF_BLKIF_X86_64_REQUEST,
     SRING_REQ_PROD,
-    BlkifRequestDiscard,
     GTF_readonly,
 )
 from xenlite.dom0 import blkback
@@ -86,6 +84,33 @@ def test_bytes_come_and_go_whole(path: Path, pages: int, start: int, *, persiste
         assert uses == pages + (11 if persistent else 0)
 
 
+@pytest.mark.parametrize("protocol", [None, "", "x86_32-abi", "x86_64-abi"])
+@pytest.mark.parametrize("pages", [1, 4])
+def test_each_kind_of_frontend_is_understood(path: Path, protocol: str | None, pages: int) -> None:
+    with front(path) as guest:
+        guest.connect(pages=pages, protocol=protocol)
+        for page in range(20, 42):
+            guest.offer(page, page)
+        segments = [(page, 0, 7) for page in range(20, 31)]
+        for n in range(40):  # round the ring
+            sector = 8 * (n % 50)
+            assert guest.ask(BLKIF_OP_READ, sector, segments) == BLKIF_RSP_OKAY
+            assert guest.page(30).read(0, PAGE) == at(sector + 80)
+        number = guest.put_indirect(BLKIF_OP_READ, 8, [(20 + n, 0, 7) for n in range(20)], 100)
+        assert guest.answers() == {number: BLKIF_RSP_OKAY}
+        assert guest.page(39).read(0, PAGE) == at(8 + 8 * 19)
+        assert guest.ask(BLKIF_OP_WRITE, 400, segments) == BLKIF_RSP_OKAY
+        number = guest.put_discard(408, 8)
+        assert guest.answers() == {number: BLKIF_RSP_OKAY}
+        assert guest.ask(BLKIF_OP_FLUSH_DISKCACHE) == BLKIF_RSP_OKAY
+        written = path.read_bytes()[400 * 512 :]
+        assert written[:PAGE] == at(8)
+        assert written[PAGE : 2 * PAGE] == bytes(PAGE)
+        assert written[2 * PAGE : 11 * PAGE] == at(24, 9 * PAGE)
+        assert guest.ask(9) == BLKIF_RSP_EOPNOTSUPP
+        assert guest.ask(BLKIF_OP_READ, SECTORS, segments) == BLKIF_RSP_ERROR
+
+
 def test_a_ring_full_is_answered_with_one_event_each_way(path: Path) -> None:
     with front(path) as guest:
         guest.connect()
@@ -128,9 +153,8 @@ def test_discarded_sectors_read_as_zeros(path: Path) -> None:
             (SECTORS - 1, 2, BLKIF_RSP_ERROR),
             (1 << 63, 1 << 63, BLKIF_RSP_ERROR),
         ):
-            raw = BlkifRequestDiscard(BLKIF_OP_DISCARD, 0, 0, 7, sector, sectors).pack()
-            guest.ring.put(raw.ljust(SIZEOF_BLKIF_REQUEST, b"\0"))
-            assert guest.answers() == {7: status}
+            number = guest.put_discard(sector, sectors)
+            assert guest.answers() == {number: status}
         assert path.read_bytes()[8 * 512 : 16 * 512] == bytes(PAGE)
         assert path.read_bytes()[16 * 512 :] == CONTENT[16 * 512 :]
 
