@@ -8,7 +8,7 @@ either kind belongs to one domid, and acts with that domain's rights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
@@ -45,7 +45,10 @@ class RunState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DomainInfo:
-    """One domain as its toolstack sees it; page counts in 4 KiB pages."""
+    """One domain as its toolstack sees it; page counts in 4 KiB pages.
+
+    ``cpu_ns`` is how long its vCPUs have run, all together.
+    """
 
     domid: int
     name: str
@@ -55,6 +58,7 @@ class DomainInfo:
     max_pages: int
     shared_info_mfn: int
     vcpus: int
+    cpu_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +192,7 @@ class Link(Protocol):
         """Give them back, on the main thread; they may not be used again."""
 
     def copy_from_grants(
-        self, granter: int, refs: Iterable[int], offsets: Iterable[int], sizes: Iterable[int]
+        self, granter: int, refs: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]
     ) -> list[bytes]:
         """Copy pieces, of a byte at least, out of the pages that ``granter`` offers under ``refs``.
 
@@ -196,7 +200,7 @@ class Link(Protocol):
         """
 
     def copy_to_grants(
-        self, granter: int, refs: Iterable[int], offsets: Iterable[int], contents: Iterable[bytes]
+        self, granter: int, refs: Sequence[int], offsets: Sequence[int], contents: Sequence[bytes]
     ) -> list[int]:
         """Copy into pages that ``granter`` offers; return the indexes of what was refused."""
 

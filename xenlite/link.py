@@ -9,7 +9,7 @@ backend puts off is charged to whom it names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -56,13 +56,13 @@ class LinkDoor:
         self._domain.maptrack.unpin(pages)
 
     def copy_from_grants(
-        self, granter: int, refs: Iterable[int], offsets: Iterable[int], sizes: Iterable[int]
+        self, granter: int, refs: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]
     ) -> list[bytes]:
         """Copy pieces out of the pages that ``granter`` offers; empty where one is refused."""
         return self._peer(granter).grants.copy_from(self.domid, refs, offsets, sizes)
 
     def copy_to_grants(
-        self, granter: int, refs: Iterable[int], offsets: Iterable[int], contents: Iterable[bytes]
+        self, granter: int, refs: Sequence[int], offsets: Sequence[int], contents: Sequence[bytes]
     ) -> list[int]:
         """Copy into pages that ``granter`` offers; return the indexes of what was refused."""
         return self._peer(granter).grants.copy_to(self.domid, refs, offsets, contents)

@@ -22,6 +22,7 @@ Source: public/grant_table.h.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import add
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -41,7 +42,7 @@ from xenlite.abi.x86_32p import (
     GTF_writing,
 )
 from xenlite.errors import Refused
-from xenlite.machine.frames import WRITABLE
+from xenlite.machine.frames import NONE, WRITABLE
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ _FRAME_SHIFT: Final = 9  # entries of a frame
 _INDEX_MASK: Final = ENTRIES_PER_FRAME - 1
 _DOMID_SHIFT: Final = 16  # flags and domid are read as one word
 _DOMID_MASK: Final = 0xFFFF0000
+_MFN_SHIFT: Final = 32  # and all of an entry as two
+_WRITTEN_FREELY: Final = (NONE, WRITABLE)  # kinds of frames whose content nobody relies on
 # What of an entry says whether it offers a page, and for writing.
 _OFFER: Final = _DOMID_MASK | GTF_type_mask
 _WRITABLE_OFFER: Final = _OFFER | GTF_readonly
@@ -72,6 +75,7 @@ class GrantTable:
         self.max_frames = DEFAULT_MAX_FRAMES
         self.mfns: list[int] = []  # of the table, in the order of the entries
         self._words: list[int] = []  # where each of them begins in ``memory.m32``
+        self._firsts: list[int] = []  # and in ``memory.m64``, of which each is an entry
         # Columns by entry; ``_to`` and ``_mfn`` count while the entry has a pin.
         self._pins: list[int] = []
         self._to: list[int] = []
@@ -99,6 +103,7 @@ class GrantTable:
             raise
         self.mfns += new
         self._words += [mfn << _WORDS_SHIFT for mfn in new]
+        self._firsts += [mfn << _FRAME_SHIFT for mfn in new]
         for column in (self._pins, self._to, self._mfn):
             column += [0] * (ENTRIES_PER_FRAME * len(new))
 
@@ -204,64 +209,82 @@ class GrantTable:
     # -- copies -------------------------------------------------------------------------------
 
     # No guest runs meanwhile, so a copy needs no pin and its entry no mark: an entry is read once,
-    # checked, and obeyed at once. What the loops don't recognize as good goes the long way, by a
-    # pin, which knows every rule. One copy costs 0.7 us so, 3 by pins for a list of them.
+    # checked, and obeyed at once. What isn't plainly good goes the long way, by a pin, which knows
+    # every rule. What can be checked of all at once, is: 128 copies of 1,500 bytes take 0.13 ms so,
+    # half a millisecond by pins.
 
     def copy_from(
-        self, domid: int, refs: Iterable[int], offsets: Iterable[int], sizes: Iterable[int]
+        self, domid: int, refs: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]
     ) -> list[bytes]:
         """Copy out of pages offered to ``domid``, which may be read-only.
 
         Each piece is at least a byte and lies in its page; one that is refused comes back empty.
         """
-        m8, m64, words, owner = self._memory.m8, self._memory.m64, self._words, self._frames.owner
-        nr_frames, nr_entries, domain = self._frames.nr_frames, len(self._pins), self.domid
-        pins, wanted = self._pins, domid << _DOMID_SHIFT | GTF_permit_access
+        pieces = zip(refs, offsets, sizes, strict=True)
+        ends = tuple(map(add, offsets, sizes))
+        if not refs or min(sizes) <= 0 or not self._are_plain(refs, offsets, ends):
+            return [self._copy_from_pinned(domid, *piece) for piece in pieces]
+        copies, m64, firsts = self._memory.copies, self._memory.m64, self._firsts
+        owner, nr_frames, domain = self._frames.owner, self._frames.nr_frames, self.domid
+        wanted = domid << _DOMID_SHIFT | GTF_permit_access
         copied: list[bytes] = []
-        for ref, offset, size in zip(refs, offsets, sizes, strict=False):
-            if 0 <= ref < nr_entries and not pins[ref] and 0 <= offset < offset + size <= PAGE_SIZE:
-                entry = m64[(words[ref >> _FRAME_SHIFT] >> 1) + (ref & _INDEX_MASK)]
-                mfn = entry >> 32
-                if entry & _OFFER == wanted and mfn < nr_frames and owner[mfn] == domain:
-                    start = (mfn << PAGE_SHIFT) + offset
-                    copied.append(bytes(m8[start : start + size]))
-                    continue
-            copied.append(self._copy_from_pinned(domid, ref, offset, size))
+        for ref, offset, size in pieces:
+            entry = m64[firsts[ref >> _FRAME_SHIFT] + (ref & _INDEX_MASK)]
+            mfn = entry >> _MFN_SHIFT
+            if entry & _OFFER == wanted and mfn < nr_frames and owner[mfn] == domain:
+                start = (mfn << PAGE_SHIFT) + offset
+                copied.append(copies[start : start + size])
+            else:
+                copied.append(self._copy_from_pinned(domid, ref, offset, size))
         return copied
 
     def copy_to(
-        self, domid: int, refs: Iterable[int], offsets: Iterable[int], contents: Iterable[bytes]
+        self, domid: int, refs: Sequence[int], offsets: Sequence[int], contents: Sequence[bytes]
     ) -> list[int]:
         """Copy into pages offered to ``domid``; return the indexes of what was refused."""
+        pieces = zip(refs, offsets, contents, strict=True)
+        ends = tuple(map(add, offsets, map(len, contents)))
+        if not refs or not self._are_plain(refs, offsets, ends):
+            return [
+                index
+                for index, piece in enumerate(pieces)
+                if not self._copy_to_pinned(domid, *piece)
+            ]
         memory, frames = self._memory, self._frames
-        m8, m64, words, code = memory.m8, memory.m64, self._words, memory.code
-        owner, kind, nr_frames = frames.owner, frames.kind, frames.nr_frames
-        pins, nr_entries, domain = self._pins, len(self._pins), self.domid
+        m8, m64, code, firsts = memory.m8, memory.m64, memory.code, self._firsts
+        owner, kind, nr_frames, domain = frames.owner, frames.kind, frames.nr_frames, self.domid
         wanted = domid << _DOMID_SHIFT | GTF_permit_access
         refused: list[int] = []
-        for index, (ref, offset, content) in enumerate(zip(refs, offsets, contents, strict=False)):
-            end = offset + len(content)
-            if 0 <= ref < nr_entries and not pins[ref] and 0 <= offset <= end <= PAGE_SIZE:
-                entry = m64[(words[ref >> _FRAME_SHIFT] >> 1) + (ref & _INDEX_MASK)]
-                mfn = entry >> 32
-                if (
-                    entry & _WRITABLE_OFFER == wanted
-                    and mfn < nr_frames
-                    and owner[mfn] == domain
-                    and kind[mfn] == WRITABLE
-                ):
-                    start = mfn << PAGE_SHIFT
-                    m8[start + offset : start + end] = content
-                    if code[mfn]:
-                        memory.wrote(mfn)
-                    continue
-            if not self._copy_to_pinned(domid, ref, offset, content):
+        for index, (ref, offset, content) in enumerate(pieces):
+            entry = m64[firsts[ref >> _FRAME_SHIFT] + (ref & _INDEX_MASK)]
+            mfn = entry >> _MFN_SHIFT
+            if (
+                entry & _WRITABLE_OFFER == wanted
+                and mfn < nr_frames
+                and owner[mfn] == domain
+                and kind[mfn] in _WRITTEN_FREELY
+            ):
+                start = (mfn << PAGE_SHIFT) + offset
+                m8[start : start + len(content)] = content
+                if code[mfn]:
+                    memory.wrote(mfn)
+            elif not self._copy_to_pinned(domid, ref, offset, content):
                 refused.append(index)
         return refused
 
+    def _are_plain(self, refs: Sequence[int], offsets: Sequence[int], ends: Sequence[int]) -> bool:
+        """Tell whether all pieces lie in their pages, and all entries are there and not in use."""
+        return (
+            min(refs) >= 0
+            and max(refs) < len(self._pins)
+            and min(offsets) >= 0
+            and max(ends) <= PAGE_SIZE
+            and not any(map(self._pins.__getitem__, refs))
+        )
+
     def _copy_from_pinned(self, domid: int, ref: int, offset: int, size: int) -> bytes:
         """Copy out the long way; nothing where that is refused."""
-        if not 0 <= offset <= offset + size <= PAGE_SIZE:
+        if not 0 <= offset < offset + size <= PAGE_SIZE:
             return b""
         try:
             mfns = self.pin((ref,), domid, writable=False)
@@ -329,6 +352,7 @@ class GrantTable:
         """Give the table's frames back; pages that are pinned stay until they are unpinned."""
         mfns, self.mfns = self.mfns, []
         self._words.clear()
+        self._firsts.clear()
         self._give_back(mfns)
 
     def _give_back(self, mfns: Iterable[int]) -> None:

@@ -8,17 +8,30 @@ leaves the guests their time.
 
 from __future__ import annotations
 
+import select
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from xenlite.dom0.socket_watch import SocketWatch
     from xenlite.dom0.switch import Bridge
 
 BATCH: Final = 64
 MAX_FRAME_BYTES: Final = 1 << 16  # as of a card that splits what it is given
+
+
+class Poller(Protocol):
+    """Who waits for descriptors on a thread of its own, and calls in the loop."""
+
+    def watch(self, fd: int, wanted: int, ready: Callable[[], None]) -> None:
+        """Call ``ready`` in the loop, once, when ``wanted`` (EPOLLIN) can be done."""
+
+    def want(self, fd: int, wanted: int) -> None:
+        """Call it again then."""
+
+    def forget(self, fd: int) -> None:
+        """Watch a descriptor no more."""
 
 
 class Channel(Protocol):
@@ -49,13 +62,13 @@ class PortStats:
 class HostPort:
     """One channel, plugged into a bridge until ``close``, which closes the channel too."""
 
-    def __init__(self, bridge: Bridge, name: str, watch: SocketWatch, channel: Channel) -> None:
+    def __init__(self, bridge: Bridge, name: str, poller: Poller, channel: Channel) -> None:
         self.stats = PortStats()
-        self._watch = watch
+        self._poller = poller
         self._channel = channel
         self._fd = channel.fileno()
         self._plug = bridge.plug(name, self)
-        watch.add(self._fd, self._ready)
+        poller.watch(self._fd, select.EPOLLIN, self._ready)
 
     def deliver(self, frames: Sequence[bytes]) -> None:
         """Send frames to the host."""
@@ -70,7 +83,7 @@ class HostPort:
 
     def close(self) -> None:
         """Leave the bridge."""
-        self._watch.remove(self._fd)
+        self._poller.forget(self._fd)
         self._plug.unplug()
         self._channel.close()
 
@@ -87,3 +100,4 @@ class HostPort:
             else:
                 frames.append(frame)
         self._plug.send(frames)
+        self._poller.want(self._fd, select.EPOLLIN)

@@ -21,12 +21,13 @@ HEADER_BYTES: Final = 20
 UDP_HEADER_BYTES: Final = 8
 MAX_UDP_BYTES: Final = MTU - HEADER_BYTES - UDP_HEADER_BYTES
 
+IS_FRAGMENT: Final = 0x3FFF  # more fragments, or an offset
+VERSION: Final = 4
+
 _HEADER: Final = struct.Struct(">BBHHHBBH4s4s")
 _UDP: Final = struct.Struct(">HHHH")
-_VERSION: Final = 4
 _WORD: Final = 4  # in which the header's length is counted
 _DONT_FRAGMENT: Final = 0x4000
-_IS_FRAGMENT: Final = 0x3FFF  # more fragments, or an offset
 _TTL: Final = 64
 _ECHO_REPLY: Final = 0
 _ECHO_REQUEST: Final = 8
@@ -70,11 +71,11 @@ def parse(data: bytes) -> Packet:
         raise ValueError("no room for a header")
     first, _, size, _, fragment, _, protocol, _, source, destination = _HEADER.unpack_from(data)
     header_bytes = (first & 0xF) * _WORD
-    if first >> 4 != _VERSION or not HEADER_BYTES <= header_bytes <= size <= len(data):
+    if first >> 4 != VERSION or not HEADER_BYTES <= header_bytes <= size <= len(data):
         raise ValueError("a version or length that can't be")
     if checksum(data[:header_bytes]):
         raise ValueError("a wrong checksum")
-    if fragment & _IS_FRAGMENT:
+    if fragment & IS_FRAGMENT:
         raise ValueError("a fragment")
     return Packet(source, destination, protocol, data[header_bytes:size])
 
@@ -83,7 +84,7 @@ def build(packet: Packet) -> bytes:
     """Return the bytes of a packet."""
     header = bytearray(
         _HEADER.pack(
-            _VERSION << 4 | HEADER_BYTES // _WORD,
+            VERSION << 4 | HEADER_BYTES // _WORD,
             0,
             HEADER_BYTES + len(packet.payload),
             0,

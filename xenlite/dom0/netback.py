@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import repeat
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import NETIF_RSP_ERROR, NETIF_RSP_OKAY, NETTXF_csum_blank
@@ -338,7 +337,7 @@ class NetRings:
             count, pieces, flags = cut(pieces, room)
             sizes = list(map(len, pieces))
         ids, refs = rx_columns(self._rx.take_slots(len(pieces)))
-        refused = self._link.copy_to_grants(self._frontend, refs, repeat(0), pieces)
+        refused = self._link.copy_to_grants(self._frontend, refs, bytes(len(refs)), pieces)
         lost = spoil(sizes, flags, refused) if refused else 0
         self._rx.put_slots(rx_responses(ids, flags, sizes))
         self.counters.rx_errors += lost

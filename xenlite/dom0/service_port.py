@@ -7,6 +7,7 @@ MAX_WAITING at most.
 
 from __future__ import annotations
 
+import select
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from ipaddress import IPv4Interface
 
-    from xenlite.dom0.socket_watch import SocketWatch
+    from xenlite.dom0.host_port import Poller
     from xenlite.dom0.switch import Bridge
     from xenlite.dom0.udp_forwards import Program
     from xenlite.doors import Link
@@ -45,7 +46,7 @@ class ServicePort:
         self,
         link: Link,
         bridge: Bridge,
-        watch: SocketWatch,
+        poller: Poller,
         mac: bytes,
         interface: IPv4Interface,
         forwards: Sequence[Forward],
@@ -53,6 +54,7 @@ class ServicePort:
         """Open the sockets. Raises ConfigError."""
         self.dropped = 0
         self._link = link
+        self._poller = poller
         self._waiting: list[bytes] = []
         with ExitStack() as undo:
             self._sockets: list[socket.socket] = []
@@ -63,8 +65,8 @@ class ServicePort:
             self._plug = bridge.plug("services", self, mac)
             undo.callback(self._plug.unplug)
             for number, opened in enumerate(self._sockets):
-                watch.add(opened.fileno(), partial(self._from_programs, number))
-                undo.callback(watch.remove, opened.fileno())
+                poller.watch(opened.fileno(), select.EPOLLIN, partial(self._from_programs, number))
+                undo.callback(poller.forget, opened.fileno())
             self._undo = undo.pop_all()
 
     @property
@@ -92,14 +94,16 @@ class ServicePort:
 
     def _from_programs(self, forward: int) -> None:
         """Bring guests what programs have sent to a forward, a batch of it."""
+        opened = self._sockets[forward]
         frames: list[bytes] = []
         for _ in range(BATCH):
             try:
-                payload, program = self._sockets[forward].recvfrom(MAX_FRAME_BYTES)
+                payload, program = opened.recvfrom(MAX_FRAME_BYTES)
             except OSError:  # nothing more; or a program that we sent to is not there
                 break
             frames += self.host.from_program(forward, program, payload)
         self._plug.send(frames)
+        self._poller.want(opened.fileno(), select.EPOLLIN)
 
     def _to_program(self, forward: int, program: Program, payload: bytes) -> None:
         try:

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.block_front import PAGE, Front, front
+from tests.support.block_front import Front, front
+from tests.support.front_domain import PAGE
 from xenlite.abi.x86_32p import (
     BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
@@ -349,6 +350,33 @@ def test_a_rewritten_ring_ref_counts_at_the_next_connection(path: Path) -> None:
         guest.write("ring-ref", 300)
         guest.show(State.CONNECTED)
         assert guest.read(16) == at(16)
+
+
+@pytest.mark.parametrize("last", [State.CLOSED, State.INITIALISING])
+def test_a_disk_is_served_until_its_frontend_lets_go(path: Path, last: State) -> None:
+    with front(path) as disk:
+        disk.connect()
+        released: list[str] = []
+        disk.vbd.ask_to_close(lambda: released.append("now"))
+        assert disk.store.read(f"{disk.paths.backend}/online") == "0"
+        assert disk.seen == "5"
+        assert disk.read(8) == at(8)
+        assert not released
+        disk.show(State.CLOSING)
+        assert (disk.vbd.ring, released) == (None, [])
+        disk.show(last)
+        assert released == ["now"]
+
+
+@pytest.mark.parametrize("wait", [State.INITIALISING, State.CLOSED])
+def test_a_disk_that_no_frontend_has_is_let_go_at_once(path: Path, wait: State) -> None:
+    with front(path) as disk:
+        disk.show(wait)
+        released: list[str] = []
+        disk.vbd.ask_to_close(lambda: released.append("now"))
+        assert not released, "inside the call"
+        disk.settle()
+        assert released == ["now"]
 
 
 @pytest.mark.parametrize(
