@@ -74,6 +74,18 @@ def reboot(host: Host, domain: str) -> None:
     _ask_guest(host, domain, "reboot")
 
 
+def console(host: Host, domain: str, number: int) -> str:
+    """Return the path of a console's PTY, which then begins with the newest output."""
+    guest = host.find(domain)
+    channel = host.channel(guest, number)
+    if channel is None:
+        raise ConfigError(Fault(guest.config.name, f"has no console {number}"))
+    if channel.pty is None:
+        raise ConfigError(Fault(guest.config.name, f"console {number} has no PTY on this host"))
+    channel.pty.freshen()
+    return channel.pty.path
+
+
 def _ask_guest(host: Host, domain: str, wish: str) -> None:
     path = f"/local/domain/{_domid(host.find(domain))}/control/shutdown"
     host.store.server.act_as_tool(lambda view: view.write(path, wish.encode()))
@@ -236,6 +248,7 @@ COMMANDS: Final = {
     "destroy": Command(destroy, {"domain": str}),
     "shutdown": Command(shutdown, {"domain": str}),
     "reboot": Command(reboot, {"domain": str}),
+    "console": Command(console, {"domain": str, "number": int}),
     "block-attach": Command(block_attach, {"domain": str, "disk": str, "directory": str}),
     "block-detach": Command(
         block_detach, {"domain": str, "vdev": str, "force": bool, "seconds": int}

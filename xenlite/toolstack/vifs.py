@@ -17,6 +17,7 @@ from xenlite.toolstack.store_nodes import device_paths, vif_nodes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenlite.dom0.backend_device import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Link
     from xenlite.errors import PeerError
@@ -58,6 +59,10 @@ class Vifs:
         if re.fullmatch(r"\d{1,3}", name, re.ASCII) and int(name) in self._attached:
             return int(name)
         return self._macs.get(name.lower())
+
+    def status(self) -> list[DeviceStatus]:
+        """Return what each card is doing."""
+        return self._attached.status()
 
     def attach(self, config: VifConfig) -> Vif:
         """Show a card, complete, to the domain, which may run already. Raises ConfigError."""
