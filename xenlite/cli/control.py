@@ -63,6 +63,13 @@ _DISK_ROW: Final = "{:<5} {:<3} {:<6} {:<5} {:<6} {:<8} {}"
 _CARD_ROW: Final = "{:<3} {:<2} {:<17} {:<6} {:<5} {:<6} {:<15} {}"
 
 
+def join_console(client: ControlClient, options: argparse.Namespace) -> None:
+    """Have a console here, until Ctrl-] or its end."""
+    from xenlite.cli.join import join
+
+    join(client.ask("console", domain=options.domain, number=options.number))
+
+
 def list_disks(client: ControlClient, options: argparse.Namespace) -> None:
     """Print the disks of a domain."""
     _row(_DISK_ROW, "Vdev", "BE", "handle", "state", "evt-ch", "ring-ref", "BE-path")
@@ -139,6 +146,7 @@ VERBS: Final[dict[str, str]] = {
     "shutdown": "ask a guest to power off",
     "reboot": "ask a guest to reboot",
     "destroy": "take a domain apart at once",
+    "console": "join a console of a domain; Ctrl-] leaves",
     "block-attach": "give a running domain a disk",
     "block-detach": "take a disk away from a running domain",
     "block-list": "list the disks of a domain",
@@ -159,6 +167,9 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     for name, parser in parsers.items():
         optional = name == "list"
         parser.add_argument("domain", nargs="?" if optional else None, help="its name or domid")
+    joining = parsers["console"]
+    joining.add_argument("-n", dest="number", type=int, default=0, help="which (0, the first)")
+    joining.set_defaults(control_verb=join_console)
     attaching = parsers["block-attach"]
     attaching.add_argument(
         "disk",

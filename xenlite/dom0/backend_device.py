@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xenlite.dom0.xenbus import DeviceStore, Transitions
 
 _UNUSED: Final = (State.INIT_WAIT, State.CLOSED)  # here a frontend has nothing of ours
+_CONNECTED: Final = (State.CONNECTED, State.CLOSING)  # what a backend shows that has a frontend
 _MOST_STEPS: Final = 4  # the longest way through the states without news from the frontend
 _MOST_COMPLAINTS: Final = 10  # lines about one frontend: it can be wrong without end
 _MOST_SHOWN: Final = 32  # characters of a value that makes no sense
@@ -49,6 +50,20 @@ def device_paths(kind: str, backend_domid: int, frontend_domid: int, number: int
         frontend_domid,
         number,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceStatus:
+    """What a device is doing, for people: ``indexes`` of its rings as they stand, and counts.
+
+    A domain's first console has no states. What has no connection has no numbers.
+    """
+
+    name: str
+    backend: State | None = None
+    frontend: State | None = None
+    indexes: Mapping[str, int] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class FrontendNodes:
@@ -132,8 +147,22 @@ class BackendDevice(Generic[C]):
         self.state = State.INITIALISING
         for name, value in nodes.items():
             store.write(f"{paths.backend}/{name}", value)
-        self._show(State.INIT_WAIT)
+        self._show(self._first_state())
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
+
+    @property
+    def seen(self) -> State:
+        """Return the state that the frontend shows."""
+        return parse_state(self._store.read(f"{self._paths.frontend}/state"))
+
+    def _first_state(self) -> State:
+        """Say where to begin: a connection that a backend had which has died is not gone on with.
+
+        Only that backend knew which requests of the ring it had taken. Closed is what leads every
+        frontend to begin anew.
+        """
+        left = parse_state(self._store.read(f"{self._paths.backend}/state"))
+        return State.CLOSED if left in _CONNECTED else State.INIT_WAIT
 
     def close(self) -> None:
         """Take the device away, whatever its frontend is doing."""
@@ -170,6 +199,11 @@ class BackendDevice(Generic[C]):
         released()
         return True
 
+    def abandon(self) -> None:
+        """Forget the frontend without a word; whoever calls this gives back what it had."""
+        self._is_closed = True
+        self.connection = None
+
     def lost(self, error: PeerError) -> None:
         """Disconnect a frontend that broke the protocol; it may come back."""
         self._complain(str(error))
@@ -184,8 +218,7 @@ class BackendDevice(Generic[C]):
         for _ in range(_MOST_STEPS):
             if self._is_closed or self._is_draining:
                 return
-            seen = parse_state(self._store.read(f"{self._paths.frontend}/state"))
-            action, state = step(self._transitions, self.state, seen)
+            action, state = step(self._transitions, self.state, self.seen)
             if state is self.state:
                 return
             if action is Action.CONNECT and not self._connect():

@@ -152,6 +152,17 @@ class NetRings:
         """Serve what is in the ring already: its event may have come before anybody listened."""
         self._pump_tx()
 
+    def indexes(self) -> dict[str, int]:
+        """Return the rings' indexes as they stand; none where the pages are given back."""
+        if not self.is_open:
+            return {}
+        rings = {"tx": self._tx, "rx": self._rx}
+        return {
+            f"{name} {index}": value
+            for name, ring in rings.items()
+            for index, value in ring.indexes().items()
+        }
+
     def close(self, drained: Callable[[], None]) -> None:
         """Give rings and ports back; nothing is in work, so it is ``drained`` at once."""
         self._let_go()

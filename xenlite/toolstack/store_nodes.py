@@ -36,6 +36,7 @@ GUESTS_OWN: Final = (
     "attr",
     "error",
 )
+_CONSOLE: Final = {"limit": str(CONSOLE_LIMIT_BYTES), "type": "xenconsoled", "output": "pty"}
 KINDS: Final = ("console", "vbd", "vif")
 # Empty, and only read by the guest; what lies below has rights of its own.
 GUEST_READS: Final = ("cpu", "memory", "device", "control")
@@ -60,8 +61,10 @@ def new_uuid() -> str:
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
-def domain_nodes(config: DomainConfig, domain: BuiltDomain, uuid: str) -> list[StoreNode]:
-    """Return the nodes of a domain, its console among them."""
+def domain_nodes(
+    config: DomainConfig, domain: BuiltDomain, uuid: str, tty: str = ""
+) -> list[StoreNode]:
+    """Return the nodes of a domain, its first console, which has that ``tty``, among them."""
     domid, top, vm = domain.domid, home(domain.domid), f"/vm/{uuid}"
     reads = _reads(domid)
     values = {
@@ -88,7 +91,7 @@ def domain_nodes(config: DomainConfig, domain: BuiltDomain, uuid: str) -> list[S
         *(StoreNode(f"{top}/{name}", permissions=reads) for name in GUEST_READS),
         *(StoreNode(f"{top}/{name}", permissions=_owns(domid)) for name in GUESTS_OWN),
         *(StoreNode(f"{top}/{name}", value, reads) for name, value in values.items()),
-        *_console(domain),
+        *_first_console(domain, tty),
     ]
 
 
@@ -99,11 +102,19 @@ def domain_paths(domid: int, uuid: str) -> list[str]:
 
 
 def vbd_nodes(
-    domid: int, device: int, name: str, params: str, *, mode: str, kind: str = "disk"
+    domid: int,
+    device: int,
+    name: str,
+    params: str,
+    *,
+    mode: str,
+    kind: str = "disk",
+    backend_domid: int = 0,
 ) -> list[StoreNode]:
     """Return the nodes of a disk or cdrom whose backend finds it by ``params``; ``mode`` is r or w.
 
-    ``device`` is the number of the virtual device that ``name`` (xvda) stands for.
+    ``device`` is the number of the virtual device that ``name`` (xvda) stands for. The backend runs
+    in Dom0, or in a driver domain, which then owns the backend's nodes.
     """
     return _device(
         domid,
@@ -119,6 +130,7 @@ def vbd_nodes(
             "bootable": "1",
             "removable": str(int(kind == "cdrom")),
         },
+        backend_domid=backend_domid,
     )
 
 
@@ -134,35 +146,58 @@ def vif_nodes(
     return _device(domid, "vif", handle, front=front, back={**common, "type": "vif", **more})
 
 
-def device_paths(domid: int, kind: str, device: int) -> list[str]:
+def console_nodes(domid: int, number: int, tty: str, name: str) -> list[StoreNode]:
+    """Return the nodes of a console behind the first; only we say where its output goes."""
+    told = {**_CONSOLE, "tty": tty, **({"name": name} if name else {})}
+    back = {"protocol": "vt100"}
+    return _device(domid, "console", number, front={}, back=back, told=told)
+
+
+def device_paths(domid: int, kind: str, device: int, backend_domid: int = 0) -> list[str]:
     """Return what has to go with a device."""
-    return [*device_ends(domid, kind, device), f"/libxl/{domid}/device/{kind}/{device}"]
+    ends = device_ends(domid, kind, device, backend_domid)
+    return [*ends, f"/libxl/{domid}/device/{kind}/{device}"]
 
 
-def device_ends(domid: int, kind: str, device: int) -> tuple[str, str]:
-    """Return where the guest's end of a device is, and where Dom0's."""
+def device_ends(domid: int, kind: str, device: int, backend_domid: int = 0) -> tuple[str, str]:
+    """Return where the guest's end of a device is, and where the backend's."""
     front = f"{home(domid)}/device/{kind}/{device}"
-    return front, f"{home(0)}/backend/{kind}/{domid}/{device}"
+    return front, f"{home(backend_domid)}/backend/{kind}/{domid}/{device}"
 
 
 def _device(
-    domid: int, kind: str, device: int, *, front: dict[str, str], back: dict[str, str]
+    domid: int,
+    kind: str,
+    device: int,
+    *,
+    front: dict[str, str],
+    back: dict[str, str],
+    told: Mapping[str, str] | None = None,
+    backend_domid: int = 0,
 ) -> list[StoreNode]:
-    """Return the nodes of a device: each end owns its own and reads the other's."""
+    """Return the nodes of a device: each end owns its own and reads the other's.
+
+    What the guest is ``told`` is in its end, and only read there.
+    """
     state = {"state": str(XenbusStateInitialising)}
-    front_path, back_path = device_ends(domid, kind, device)
+    front_path, back_path = device_ends(domid, kind, device, backend_domid)
     links = {"frontend": front_path, "backend": back_path}
-    front = {"backend": back_path, "backend-id": "0", **state, **front}
+    front = {"backend": back_path, "backend-id": str(backend_domid), **state, **front}
     back = {"frontend": front_path, "frontend-id": str(domid), "online": "1", **state, **back}
-    owns = (*_owns(domid), Permission(0, Access.READ))
+    owns = (*_owns(domid), Permission(backend_domid, Access.READ))
+    reads = (*_owns(backend_domid), Permission(domid, Access.READ))
     return [
         *_directory(f"/libxl/{domid}/device/{kind}/{device}", DOM0_ONLY, links),
         *_directory(front_path, owns, front),
-        *_directory(back_path, _reads(domid), back),
+        *(
+            StoreNode(f"{front_path}/{name}", value, _reads(domid))
+            for name, value in (told or {}).items()
+        ),
+        *_directory(back_path, reads, back),
     ]
 
 
-def _console(domain: BuiltDomain) -> Iterable[StoreNode]:
+def _first_console(domain: BuiltDomain, tty: str) -> Iterable[StoreNode]:
     """Return the console's nodes: unlike with other devices, the guest may only read its end."""
     domid = domain.domid
     front, back = f"{home(domid)}/console", f"{home(0)}/backend/console/{domid}/0"
@@ -173,10 +208,8 @@ def _console(domain: BuiltDomain) -> Iterable[StoreNode]:
         {
             "backend": back,
             "backend-id": "0",
-            "limit": str(CONSOLE_LIMIT_BYTES),
-            "type": "xenconsoled",
-            "output": "pty",
-            "tty": "",
+            **_CONSOLE,
+            "tty": tty,
             "port": str(domain.console_port),
             "ring-ref": str(domain.console_mfn),
         },
