@@ -115,10 +115,10 @@ schedule_switch:
 # the processor.
 #
 # Processes of the kernel, idle ones among them, need no space of their own: whatever is loaded has
-# the kernel's half. So they leave it, and who sleeps until an answer comes, with nobody else to run,
-# finds all as it was: four hypercalls less. But a space must not be loaded when it is taken apart.
-# It is not where its process has ended here; and it cannot be elsewhere, for with several processors
-# the kernel's own is loaded instead.
+# the kernel's half. So they leave it, and who sleeps until an answer comes, with nobody else to
+# run, finds all as it was: four hypercalls less. But a space must not be loaded when it is taken
+# apart. It is not where its process has ended here; and it cannot be elsewhere, for with several
+# processors the kernel's own is loaded instead.
 schedule_load:
     mov ecx, [ebx + CPU_LOADED]
     mov eax, [esi + PROCESS_SPACE]
