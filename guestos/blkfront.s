@@ -472,6 +472,7 @@ blk_connect:
     cmp dword ptr [ebx + DISK_DEVICE], 0
     jne .Lconnect_known
     mov dword ptr [ebx + DISK_FREE], -1
+    mov dword ptr [ebx + DISK_SECTORS], 0
     inc dword ptr [ebx + DISK_GENERATION]
     mov [ebx + DISK_DEVICE], esi
 .Lconnect_known:
@@ -480,6 +481,7 @@ blk_connect:
     call grants_open
     test eax, eax
     jnz .Lconnect_no_memory
+    call blk_end_ring               # of an earlier connection
     mov edx, [ebx + DISK_FRONT + FRONT_PAGE]
     test edx, edx
     jnz .Lconnect_has_page
@@ -550,6 +552,7 @@ blk_live:
     push edi
     mov esi, eax
     mov ebx, [eax + DEVICE_DATA]
+    push dword ptr [ebx + DISK_SECTORS]
     mov edi, offset blk_features
 .Llive_feature:
     mov eax, esi
@@ -574,12 +577,17 @@ blk_live:
     mov dword ptr [ebx + DISK_SEGMENTS], BLK_SEGMENTS_MAX
 .Llive_at_most:
     mov dword ptr [ebx + DISK_STATE], DISK_LIVE
+    mov eax, [esp]
+    cmp [ebx + DISK_SECTORS], eax
+    je .Llive_known                 # its backend has come again
     call blk_print
+.Llive_known:
     call blk_ask_again
     lea eax, [ebx + DISK_EVENTS]
     call eventcount_advance         # who waits for the disk can ask now
     xor eax, eax
 .Llive_out:
+    pop edx
     pop edi
     pop esi
     pop ebx
@@ -676,7 +684,7 @@ blk_idle:
     sete al
     ret
 
-# Give up the connection. In: eax = device, edx = 1 where what is in work is to fail.
+# Leave the connection. In: eax = device, edx = 1 where what is in work is to fail.
 blk_stop:
     push ebx
     push esi
@@ -692,15 +700,6 @@ blk_stop:
     jz .Lstop_no_port
     call event_disconnect
 .Lstop_no_port:
-    xor eax, eax
-    xchg eax, [ebx + DISK_RING_REF]
-    test eax, eax
-    jz .Lstop_no_ring
-    call grant_end
-    test eax, eax
-    jz .Lstop_no_ring
-    mov dword ptr [ebx + DISK_FRONT + FRONT_PAGE], 0        # the backend may write to it for ever
-.Lstop_no_ring:
     test esi, esi
     jz .Lstop_told
     mov dword ptr [ebx + DISK_STATE], DISK_CLOSED
@@ -724,6 +723,20 @@ blk_stop:
     pop ebx
     ret
 
+# End the grant of a ring that is not used any more; not earlier, for a backend lets go of it when
+# it sees our state. In: ebx = disk.
+blk_end_ring:
+    xor eax, eax
+    xchg eax, [ebx + DISK_RING_REF]
+    test eax, eax
+    jz .Lend_ring_done
+    call grant_end
+    test eax, eax
+    jz .Lend_ring_done
+    mov dword ptr [ebx + DISK_FRONT + FRONT_PAGE], 0        # the backend may write to it for ever
+.Lend_ring_done:
+    ret
+
 # The disk is gone: give back what it has. In: eax = device.
 blk_remove:
     push ebx
@@ -733,6 +746,7 @@ blk_remove:
     jz .Lremove_out
     mov dword ptr [ebx + DISK_STATE], DISK_GONE
     mov dword ptr [ebx + DISK_DEVICE], 0
+    call blk_end_ring
     lea eax, [ebx + DISK_FRONT + FRONT_PAGE]
     call blk_free_page
     lea edi, [ebx + DISK_REQUESTS]

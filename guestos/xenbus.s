@@ -31,11 +31,17 @@
 #   connect   Out: eax = 0, or -errno: then nothing is left of it
 #   live      Out: as above
 #   idle      Out: eax = 1 where no request is in work; if 0, it calls xenbus_poke when none is
-#   stop      give up the ring, the port and, as far as the backend lets, grants. In: edx = 1 where
-#             what is in work is to fail, 0 where it waits for the next connect. May come twice.
+#   stop      leave the ring, and give back the port. In: edx = 1 where what is in work is to fail,
+#             0 where it waits for the next connect. May come twice. The backend may use what it was
+#             granted until the next connect, or remove.
 #   remove    the device is gone, after stop
 
-.equ DEVICES_MAX, 24
+# Watches: these, and from WATCH_DEVICE on one for each device's backend.
+.equ WATCH_DEVICES, 0
+.equ WATCH_SHUTDOWN, 1
+.equ WATCH_DEVICE, 2
+
+.equ DEVICES_MAX, STORE_WATCHES - WATCH_DEVICE
 .equ DEVICE_PATH_SIZE, 32           # "device/vbd/4294967295"
 .equ DEVICE_BACKEND_SIZE, 96
 
@@ -60,10 +66,6 @@
 .equ DRIVER_STOP, 20
 .equ DRIVER_REMOVE, 24
 
-# Watches: these, and from WATCH_DEVICE on one for each device's backend.
-.equ WATCH_DEVICES, 0
-.equ WATCH_SHUTDOWN, 1
-.equ WATCH_DEVICE, 2
 
 .section .text
 

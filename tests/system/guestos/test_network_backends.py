@@ -145,6 +145,7 @@ def test_a_backend_that_is_killed_and_started_again_is_met_anew(
 
 
 def test_a_backend_that_asks_to_close_is_let_go(shell: Machine) -> None:
+    before = shell.memory()["free"]
     with ExitStack() as undo:
         card = Served(shell, undo)
         card.wait_for_states("4", "4")
@@ -153,6 +154,15 @@ def test_a_backend_that_asks_to_close_is_let_go(shell: Machine) -> None:
         card.wait_for_states("6", "6")
         wait_for_state(shell, "down")
         assert shell.command("ping 10.0.0.1") == "ping: no way to that address\n"
+        card.tell(state="2")
+        card.wait_for_states("4", "4")
+        wait_for_state(shell, "up")
+        assert shell.command("ping 10.0.0.1").startswith("4 sent, 4 answered")
+        card.tell(state="5")
+        card.wait_for_states("6", "6")
+        card.remove()
+        wait_for_state(shell, "no such interface")
+        assert shell.memory()["free"] == before
 
 
 # -- hostile ones ---------------------------------------------------------------------------------
