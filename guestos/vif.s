@@ -511,7 +511,7 @@ vif_release:
     lea edi, [ebx + VIF_CHUNK_BUFFERS]
 .Lvif_release_buffer:
     test dword ptr [edi + PBUF_NUMBER], 1
-    jnz .Lvif_release_half              # the second one of a page
+    jnz .Lvif_release_half          # the second one of a page
     mov eax, [edi + PBUF_GRANT]
     call vif_end
 .Lvif_release_half:
