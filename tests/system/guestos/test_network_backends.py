@@ -335,7 +335,7 @@ def is_full(backend: Hostile) -> bool:
 
 
 def test_an_answer_may_find_out_that_the_backend_is_hostile(shell: Machine) -> None:
-    """So many pings that no buffer is left for the last ones, and an answer to what was not sent."""
+    """More pings than there are buffers to answer, and a response to what was not sent."""
     with ExitStack() as undo:
         backend = Hostile(shell, undo)
         address, mac = address_of(9), mac_of(9)
