@@ -34,6 +34,7 @@
 #   xenstore.s  asking XenStore
 #   xenbus.s    devices: finding them, and the states in which both ends meet
 #   blkfront.s  disks: sectors between memory and a backend
+#   vbd.s       how such a disk comes and goes
 #   syscall.s   system calls
 #   files.s     descriptors
 #   tty.s       the console as a file
@@ -96,6 +97,7 @@
 .include "xenstore.s"
 .include "xenbus.s"
 .include "blkfront.s"
+.include "vbd.s"
 .include "syscall.s"
 .include "files.s"
 .include "tty.s"
