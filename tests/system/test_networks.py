@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -26,6 +27,7 @@ networks:
     forward: udp:127.0.0.1:0-10.0.0.2:4001
 """
 PATIENCE = 30
+STATIONS = [["xenbr0", "services"], ["xenbr0", "a.0"], ["xenbr1", "services"], ["xenbr1", "a.1"]]
 
 
 def test_a_host_program_talks_to_a_guest_and_captures_show_it(tmp_path: Path) -> None:
@@ -114,6 +116,12 @@ def test_cards_come_and_go_by_verbs(tmp_path: Path) -> None:
         ):
             [said] = verb(sockets, *words, status=1)
             assert said.startswith(f"xenlite: {line}")
+        head_of_stats, *stations = verb(sockets, "network-stats")
+        assert head_of_stats.split() == ["Network", "Station", "Sent", "Got", "Dropped"]
+        names = [station.split()[:2] for station in stations]
+        assert names == STATIONS
+        counted = json.loads("".join(verb(sockets, "network-stats", "--format=json")))
+        assert [[one["network"], one["station"]] for one in counted] == names
         assert verb(sockets, "network-detach", "a", mac.upper()) == []
         assert verb(sockets, "network-detach", "a", "0", "--force") == []
         assert verb(sockets, "network-list", "a") == [head]
