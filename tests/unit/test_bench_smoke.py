@@ -95,6 +95,17 @@ def test_rings_are_measured_their_sums_agree_and_they_are_shown(
     assert all(one["requests_per_s"] > 0 < one["floor_mb_per_s"] for one in found)
 
 
+def test_packets_are_measured_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--scale", "0", "--rounds", "1"]
+    assert bench_main.main(["packets", *options, "--json", "64 bytes"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found) == 4
+    assert all(one["packets_per_s"] > 0 < one["floor_per_s"] for one in found)
+    assert all(one["dropped"] == 0 for one in found)
+    assert bench_main.main(["packets", *options, "2 pairs"]) == 0
+    assert "guest to guest, 1500 bytes, 2 pairs" in capsys.readouterr().out
+
+
 def test_sums_that_differ_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(Random(3).randbytes(bench_rings.IMAGE_BYTES))
