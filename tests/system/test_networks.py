@@ -67,6 +67,60 @@ def test_a_host_program_talks_to_a_guest_and_captures_show_it(tmp_path: Path) ->
         assert "bad" not in text
 
 
+def verb(directory: Path, *words: str, status: int = 0) -> list[str]:
+    """Run a verb of a running xenlite; return the lines that it says."""
+    ended = subprocess.run(
+        [*XENLITE, *words, "--socket-dir", str(directory)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == status, ended.stderr
+    return (ended.stderr if status else ended.stdout).splitlines()
+
+
+def test_cards_come_and_go_by_verbs(tmp_path: Path) -> None:
+    (tmp_path / "dom.yaml").write_text(DOMAIN)
+    sockets = tmp_path / "sockets"
+    command = [*XENLITE, "run", str(tmp_path / "dom.yaml"), "--audit", "--timeout", str(PATIENCE)]
+    with subprocess.Popen(
+        [*command, "--socket-dir", str(sockets)], cwd=ROOT, stderr=subprocess.PIPE
+    ) as run:
+        assert run.stderr is not None
+        assert any(b" of the host is 10.0.0.2:4001" in line for line in run.stderr)
+        head, first = verb(sockets, "network-list", "a")
+        assert head.split() == (
+            ["Idx", "BE", "Mac", "Addr.", "handle", "state", "evt-ch", "tx-/rx-ring-ref", "BE-path"]
+        )
+        assert first.split()[:4] == ["0", "0", "00:16:3e:00:00:02", "0"]
+        mac = "00:16:3e:00:00:07"
+        assert verb(sockets, "network-attach", "a", "bridge=xenbr1", f"mac={mac}") == []
+        *_, second = verb(sockets, "network-list", "a")
+        backend = "/local/domain/0/backend/vif/1/1"
+        assert second.split() == ["1", "0", mac, "1", "1", "-1", "-1/-1", backend]
+        for words, line in (
+            (
+                ("network-attach", "a", "bridge=xenbr1", f"mac={mac}"),
+                f"a: vif: {mac} is the address of two cards",
+            ),
+            (("network-attach", "a", "rate=x"), "rate 'x' is none such as '10Mb/s' or"),
+            (("network-detach", "a", "7"), "a: has no network card 7"),
+            (
+                ("network-detach", "a", "0", "--timeout", "0"),
+                "0: the guest has not closed it within 0 s: it goes when the guest does",
+            ),
+        ):
+            [said] = verb(sockets, *words, status=1)
+            assert said.startswith(f"xenlite: {line}")
+        assert verb(sockets, "network-detach", "a", mac.upper()) == []
+        assert verb(sockets, "network-detach", "a", "0", "--force") == []
+        assert verb(sockets, "network-list", "a") == [head]
+        assert verb(sockets, "destroy", "a") == []
+        run.communicate(timeout=PATIENCE)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "line"),
     [

@@ -215,13 +215,8 @@ def network_detach(host: Host, domain: str, vif: str, *, force: bool, seconds: i
     """Take a card away, by number or address: when the guest has closed it, or with ``force``."""
     guest = host.find(domain)
     _check_seconds(seconds)
-    devids = [
-        one.devid
-        for one in guest.config.vifs
-        if one.mac is not None and vif.lower() in (str(one.devid), format_address(one.mac))
-    ]
-    devid = devids[0] if devids else None
-    if devid is None or not guest.has_vif(devid):
+    devid = guest.find_vif(vif)
+    if devid is None:
         raise ConfigError(Fault(guest.config.name, f"has no network card {vif}"))
     return _detach(host, vif, partial(guest.detach_vif, devid), force=force, seconds=seconds)
 

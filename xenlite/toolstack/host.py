@@ -167,7 +167,7 @@ class Host:
         if self._networks is None:
             from xenlite.toolstack.networks import Networks
 
-            # What guests read: the wall clock at their start, and the time since.
+            # What guests read, as long as nobody sets the host's clock.
             self._networks = Networks(self.link, self._poller, self._clock.wall_ns, self._voice.say)
         return self._networks
 

@@ -205,9 +205,9 @@ class Guest:
         left = tuple(disk for disk in self.config.disks if disk.number != number)
         self.config = replace(self.config, disks=left)
 
-    def has_vif(self, devid: int) -> bool:
-        """Tell whether the running domain has a network card of that number."""
-        return self.vifs is not None and devid in self.vifs
+    def find_vif(self, name: str) -> int | None:
+        """Return the number of the running domain's card of that number or address."""
+        return None if self.vifs is None else self.vifs.find(name)
 
     def attach_vif(self, vif: VifConfig) -> VifConfig:
         """Give the running domain one more network card, and again when it restarts.
