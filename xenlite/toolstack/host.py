@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Sequence
 
-    from xenlite.dom0.backend_device import DeviceStatus
+    from xenlite.dom0.device_status import DeviceStatus
     from xenlite.doors import Refusal
     from xenlite.errors import PeerError
     from xenlite.hypervisor import Hypervisor

@@ -139,15 +139,15 @@ class Guest:
                 channels[0].join(console, undo)
                 attach_devices(channels[1:], link, store, domain.domid, undo, broken)
             self._make_disks = partial(_make_disks, link, store, domain.domid, broken)
-            if images:
-                self.disks = self._make_disks(undo)
-                for disk, image in zip(self.config.disks, images, strict=True):
-                    self.disks.attach(disk, image)
+            disks = self._make_disks(undo) if images else None
+            for disk, image in zip(self.config.disks, images, strict=True):
+                assert disks is not None
+                disks.attach(disk, image)
             if built is not None:
                 built(domain.domid)
             control.unpause(domain.domid)
             self._undo = undo.pop_all()
-        self.domain, self.console = domain, console
+        self.domain, self.console, self.disks = domain, console, disks
         return domain
 
     def _open_images(self, undo: ExitStack) -> list[RawImage]:
