@@ -124,10 +124,7 @@ class Outer:
         rate: Rate | None = None,
         has_room: Callable[[], None] = lambda: None,
     ) -> None:
-        """Have output go to ``sink``, so many bytes in a time; ``has_room`` hears that input may.
-
-        ``has_room`` is called whenever no input waits any more.
-        """
+        """Have output go to ``sink``; ``has_room`` is called whenever no input waits any more."""
         self.sink = sink
         self.rate = rate
         self.has_room = has_room
