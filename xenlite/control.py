@@ -19,6 +19,7 @@ from xenlite.abi.x86_32p import (
     ESRCH,
     EVTCHN_2L_NR_CHANNELS,
     VMASST_TYPE_NAMES,
+    RUNSTATE_running,
 )
 from xenlite.core.audit import audit
 from xenlite.core.domain import Domain
@@ -104,6 +105,7 @@ class ControlDoor:
             max_pages=domain.max_pages,
             shared_info_mfn=domain.shared_info_mfn,
             vcpus=len(domain.vcpus),
+            cpu_ns=sum(vcpu.runstate.times_ns[RUNSTATE_running] for vcpu in domain.vcpus),
         )
 
     def domains(self) -> list[int]:

@@ -45,7 +45,10 @@ class RunState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class DomainInfo:
-    """One domain as its toolstack sees it; page counts in 4 KiB pages."""
+    """One domain as its toolstack sees it; page counts in 4 KiB pages.
+
+    ``cpu_ns`` is how long its vCPUs have run, all together.
+    """
 
     domid: int
     name: str
@@ -55,6 +58,7 @@ class DomainInfo:
     max_pages: int
     shared_info_mfn: int
     vcpus: int
+    cpu_ns: int
 
 
 @dataclass(frozen=True, slots=True)

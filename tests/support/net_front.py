@@ -22,6 +22,7 @@ from xenlite.abi.x86_32p import (
     NETRXF_more_data,
     NETTXF_more_data,
 )
+from xenlite.dom0.ethernet import build, parse_address
 from xenlite.dom0.netback import NetRings
 from xenlite.dom0.netif import DEFAULT_MTU, RX_RING, TX_RING
 from xenlite.dom0.rate import Rate
@@ -60,7 +61,7 @@ class NetFront:
         self.domid = domid
         self.domain = self.hypervisor.domains[domid]
         self.mac_text = MAC.format(len(net.fronts) + 1)
-        self.mac = bytes.fromhex(self.mac_text.replace(":", ""))
+        self.mac = parse_address(self.mac_text)
         self.paths = vif_paths(0, domid, handle)
         self.said: list[str] = []
         self._made = {"mtu": mtu, "rate": rate}
@@ -323,4 +324,4 @@ def net(clock: Clock | None = None) -> Iterator[Net]:
 
 def frame(to: bytes, source: bytes, payload: bytes, kind: int = 0x88B5) -> bytes:
     """Make an Ethernet frame; its type is one for local experiments."""
-    return to + source + kind.to_bytes(2, "big") + payload
+    return build(to, source, kind, payload)

@@ -34,7 +34,7 @@ exit status:
   16+N      the domain shut down for reason N: 17 reboot, 18 suspend, 19 crash, 20 watchdog;
             at most 123
   124       the time given with --timeout was up
-  130       the user left (Ctrl-] on a terminal, Ctrl-C elsewhere)
+  130       the user left (Ctrl-] on a terminal, Ctrl-C elsewhere) or destroyed the domain
   128+S     ended by signal S
 """
 
@@ -135,6 +135,10 @@ def _parser(first_word: str) -> argparse.ArgumentParser:
         from xenlite.cli.xenstore import add_verbs
 
         add_verbs(store)
+    if first_word not in ("run", "create"):  # whose start they would delay
+        from xenlite.cli import control
+
+        control.add_verbs(verbs)
     return parser
 
 
@@ -183,6 +187,13 @@ def _add_run(
     )
     parser.add_argument(
         "--audit", action="store_true", help="recompute every invariant while it runs (slow)"
+    )
+    parser.add_argument(
+        "--pcap",
+        type=_capture,
+        action="append",
+        metavar="NAME=FILE",
+        help="capture a network (xenbr0) or a domain's card (a.0) for tcpdump; may be repeated",
     )
     seeing = parser.add_argument_group("seeing what the guests do (slower: every trap is shown)")
     seeing.add_argument(
@@ -299,6 +310,13 @@ def _gdb_address(text: str) -> str:
     if re.fullmatch(r":[0-9]{1,5}|/.+", text) is None or (text[0] == ":" and int(text[1:]) > 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is neither :PORT nor the path of a socket")
     return text
+
+
+def _capture(text: str) -> tuple[str, Path]:
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, as in xenbr0=net.pcap")
+    return name, Path(file)
 
 
 def _host_memory(text: str) -> int:

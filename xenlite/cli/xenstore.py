@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xenlite.abi.x86_32p import ENOENT
+from xenlite.cli.running import choose
 from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.store_client import StoreClient, StoreError
 
@@ -30,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     """Do one verb; return the exit status."""
     from xenlite.toolstack.socket_dir import STORE_SOCKET
 
-    directory: Path = options.socket_dir or _only_running()
+    directory = choose(options.socket_dir)
     verb: Callable[[StoreClient, argparse.Namespace], int] = options.store_verb
     with StoreClient(directory / STORE_SOCKET) as client:
         try:
@@ -41,19 +42,6 @@ def run(options: argparse.Namespace) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
     return status
-
-
-def _only_running() -> Path:
-    from xenlite.toolstack.socket_dir import base_directory, running
-
-    found = running()
-    if len(found) == 1:
-        return found[0]
-    if not found:
-        what = "no xenlite is running here; --socket-dir names another place"
-        raise ConfigError(Fault(str(base_directory()), what))
-    names = ", ".join(map(str, found))
-    raise ConfigError(Fault("", f"several are running; give --socket-dir with one of {names}"))
 
 
 # -- verbs ----------------------------------------------------------------------------------------

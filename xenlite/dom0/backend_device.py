@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 from xenlite.dom0.xenbus import Action, State, parse_state, step
@@ -23,6 +24,7 @@ from xenlite.errors import PeerError, Refused
 if TYPE_CHECKING:
     from xenlite.dom0.xenbus import DeviceStore, Transitions
 
+_UNUSED: Final = (State.INIT_WAIT, State.CLOSED)  # here a frontend has nothing of ours
 _CONNECTED: Final = (State.CONNECTED, State.CLOSING)  # what a backend shows that has a frontend
 _MOST_STEPS: Final = 4  # the longest way through the states without news from the frontend
 _MOST_COMPLAINTS: Final = 10  # lines about one frontend: it can be wrong without end
@@ -126,6 +128,7 @@ class BackendDevice(Generic[C]):
         self._complaints = 0
         self._is_draining = False
         self._is_closed = False
+        self._released: Callable[[], None] | None = None
         self.connection: C | None = None
         self.state = State.INITIALISING
         for name, value in nodes.items():
@@ -150,6 +153,33 @@ class BackendDevice(Generic[C]):
             self.connection.close(_nothing)
             self.connection = None
 
+    def ask_to_close(
+        self, released: Callable[[], None], defer: Callable[[Callable[[], None]], None]
+    ) -> None:
+        """Have the frontend close; ``released`` is deferred until it has nothing of ours any more.
+
+        It is served meanwhile: a kernel may have much to do before it lets go. Where the device is
+        closed before that, ``released`` is not called.
+        """
+
+        def tell() -> None:
+            if not self._is_closed:
+                released()
+
+        self._released = partial(defer, tell)
+        self._store.write(f"{self._paths.backend}/online", "0")
+        if not self._tell_released():
+            self._store.write(f"{self._paths.backend}/state", str(State.CLOSING.value))
+
+    def _tell_released(self) -> bool:
+        """Say that nothing is in use, where that is so and somebody waits for it."""
+        released = self._released
+        if released is None or self._is_draining or self.state not in _UNUSED:
+            return False
+        self._released = None
+        released()
+        return True
+
     def abandon(self) -> None:
         """Forget the frontend without a word; whoever calls this gives back what it had."""
         self._is_closed = True
@@ -162,6 +192,10 @@ class BackendDevice(Generic[C]):
 
     def _frontend_changed(self) -> None:
         """Go as far as what the frontend shows now leads."""
+        self._follow()
+        self._tell_released()
+
+    def _follow(self) -> None:
         for _ in range(_MOST_STEPS):
             if self._is_closed or self._is_draining:
                 return

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from xenlite.dom0.ethernet import BROADCAST
+
 MAX_GROUPS: Final = 64  # as many as Linux keeps
-_BROADCAST: Final = b"\xff" * 6
 _GROUP_BIT: Final = 1
 _DESTINATION: Final = slice(6)
 
@@ -42,7 +43,5 @@ class GroupFilter:
         return [
             frame
             for frame in frames
-            if not frame[0] & _GROUP_BIT
-            or (to := frame[_DESTINATION]) in groups
-            or to == _BROADCAST
+            if not frame[0] & _GROUP_BIT or (to := frame[_DESTINATION]) in groups or to == BROADCAST
         ]

@@ -137,8 +137,10 @@ class RawImage:
             raise OSError(get_errno(), "fallocate")
 
     def close(self) -> None:
-        """Give the file back."""
-        os.close(self._fd)
+        """Give the file back, if that has not been done."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
 
 def _rest(views: Sequence[memoryview], done: int) -> list[memoryview]:

@@ -11,9 +11,12 @@ All of it happens at once, on the main thread, after the guest has been left: no
 between two calls, and no page stays pinned. A batch is moved by a handful of calls, however many
 packets it has, because Python's cost is in the steps and not in the bytes.
 
-*Load*: a frontend that sends packets close together is not asked to tell of the next one. Its ring
-is looked at again after the next slice that some guest has had, until nothing is found there; an
-event for each packet would bring the loop round each time, at 5 us.
+*Load*: after a packet a frontend is not asked to tell of the next one. Its ring is looked at after
+each turn that some guest has had, until that was in vain LOOKS times; an event for each packet
+would bring the loop round each time, and wake the receiver for a single one. One look is not
+enough, for the receiver's turn often comes before the sender's. A sender that goes on and on is
+interrupted after HOLD_NS, so that its packets are under way. The responses to a FEW show at the
+next look too: by then there may be an answer to the packet, and one event tells of both.
 
 *Room*: frames wait in a bounded queue for slots; what doesn't fit is dropped and counted.
 
@@ -54,7 +57,9 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE: Final = 128  # slots that are taken before others have their turn: 0.5 ms
 QUEUE_FRAMES: Final = 1024  # that wait for room in a frontend's ring
-BUSY_NS: Final = 50_000  # packets are close together where their events are
+LOOKS: Final = 3  # in vain, before a frontend is asked for an event again
+FEW: Final = 16  # slots, whose responses may wait
+HOLD_NS: Final = 200_000  # the longest that a packet waits for such a look
 LOOK_AGAIN_NS: Final = 10_000_000  # for room, where a frontend does not tell of it
 
 
@@ -116,9 +121,9 @@ class NetRings:
         self.is_open = True
         self._rest = b""  # slots of a packet that is not whole yet
         self._queue: Sequence[bytes] = ()
-        self._last_event_ns = 0
-        self._is_busy = False
+        self._looks_left = 0
         self._is_queued = False  # its turn comes again without an event
+        self._is_held = False  # and before this moment
         self._waits_for_credit = False
         self._waits_to_look = False
         with ExitStack() as undo:
@@ -169,6 +174,7 @@ class NetRings:
             self.is_open = False
             self.counters.rx_dropped += len(self._queue)
             self._queue = ()
+            self._publish_tx()  # what isn't answered, a backend that joins the ring sends again
             self._undo.close()
 
     def _fail(self, error: PeerError) -> None:
@@ -183,9 +189,6 @@ class NetRings:
 
     def _on_tx_event(self) -> None:
         self.counters.events += 1
-        now_ns = self._link.now_ns()
-        self._is_busy = now_ns - self._last_event_ns < BUSY_NS
-        self._last_event_ns = now_ns
         self._pump_tx()
 
     def _on_rx_event(self) -> None:
@@ -200,19 +203,23 @@ class NetRings:
 
     def _pump_tx(self) -> None:
         """Take what is there, and rest only after the final check."""
-        if not self.is_open or self._waits_for_credit:
+        if not self.is_open:
+            return
+        self._publish_tx()
+        if self._waits_for_credit:
             return
         frames: Sequence[bytes] = ()
         try:
-            limit = self._may_take()
-            if not limit:
-                return
-            slots = self._tx.take_slots(limit)
-            if slots:
-                frames = self._transmit(slots)
-                if self._tx.publish():
-                    self._notify(self._tx_port)
-            if (slots and self._is_busy) or self._tx.has_more():
+            waiting = self._tx.waiting()
+            if waiting:
+                count = min(waiting, self._may_take())
+                if not count:
+                    return
+                frames = self._transmit(self._tx.take_slots(count))
+                if count > FEW:
+                    self._publish_tx()
+            self._looks_left = LOOKS if waiting else self._looks_left - 1
+            if self._looks_left > 0 or self._tx.has_more():
                 self._come_again()
         except PeerError as error:
             self._fail(error)
@@ -221,14 +228,25 @@ class NetRings:
         if frames:
             self._pass_on(frames)
 
+    def _publish_tx(self) -> None:
+        if self._tx.publish():
+            self._notify(self._tx_port)
+
     def _come_again(self) -> None:
+        """Look at the ring after the next turn of a guest, which ends in time for it."""
         if not self._is_queued:
             self._is_queued = True
             self._link.defer(self._next_turn, charge=self._frontend)
+        if not self._is_held:
+            self._is_held = True
+            self._link.call_at(self._link.now_ns() + HOLD_NS, self._end_turn)
 
     def _next_turn(self) -> None:
         self._is_queued = False
         self._pump_tx()
+
+    def _end_turn(self) -> None:
+        self._is_held = False
 
     def _may_take(self) -> int:
         """Count the slots that may be taken now; where it is none, note when there will be some.

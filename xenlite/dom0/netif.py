@@ -48,13 +48,13 @@ from xenlite.abi.x86_32p import (
     NETTXF_extra_info,
     NETTXF_more_data,
 )
+from xenlite.dom0.ethernet import HEADER_BYTES
 from xenlite.dom0.slot_ring import PAGE_SIZE, shape
 from xenlite.errors import PeerError
 
-HEADER: Final = 14  # bytes of an Ethernet header: no frame is shorter
 VLAN_TAG: Final = 4
 DEFAULT_MTU: Final = 1500
-MAX_MTU: Final = XEN_NETIF_MAX_TX_SIZE - HEADER - VLAN_TAG
+MAX_MTU: Final = XEN_NETIF_MAX_TX_SIZE - HEADER_BYTES - VLAN_TAG
 MAX_EXTRAS: Final = XEN_NETIF_EXTRA_TYPE_MAX - 1  # one of each type that there is
 TX_RING: Final = shape("network tx ring", SIZEOF_NETIF_TX_REQUEST, SIZEOF_NETIF_TX_RESPONSE)
 RX_RING: Final = shape("network rx ring", SIZEOF_NETIF_RX_REQUEST, SIZEOF_NETIF_RX_RESPONSE)
@@ -74,7 +74,7 @@ TxColumns = tuple[
 def frame_limit(mtu: int) -> int:
     """Return the longest frame, with a VLAN's tag, of a card whose packets have so many bytes."""
     assert mtu <= MAX_MTU, mtu
-    return mtu + HEADER + VLAN_TAG
+    return mtu + HEADER_BYTES + VLAN_TAG
 
 
 # -- what a frontend sends ------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def tx_columns(slots: bytes) -> TxColumns:
 
 def are_plain(flags: Sequence[int], sizes: Sequence[int], limit: int) -> bool:
     """Tell whether each slot is a packet of its own, of a size that is allowed."""
-    return max(flags) < NETTXF_more_data and min(sizes) >= HEADER and max(sizes) <= limit
+    return max(flags) < NETTXF_more_data and min(sizes) >= HEADER_BYTES and max(sizes) <= limit
 
 
 def parse(slots: bytes, limit: int) -> tuple[list[Packet], bytes]:
@@ -182,8 +182,8 @@ def _packet(slots: bytes, limit: int) -> Packet:
 
 def _what_is_wrong(pieces: Iterable[tuple[int, int, int]], whole: int, limit: int) -> str:
     """Say what is wrong with a packet's sizes; nothing where all is well."""
-    if not HEADER <= whole <= limit:
-        return f"a frame of {whole} bytes, not between {HEADER} and {limit}"
+    if not HEADER_BYTES <= whole <= limit:
+        return f"a frame of {whole} bytes, not between {HEADER_BYTES} and {limit}"
     for _, offset, size in pieces:
         if size < 0:
             return f"pieces of more than the packet's {whole} bytes"

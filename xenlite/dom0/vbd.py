@@ -100,6 +100,10 @@ class Vbd:
         self._device.close()
         self._worker.close()
 
+    def ask_to_close(self, released: Callable[[], None]) -> None:
+        """Have the frontend close the disk; see ``BackendDevice``."""
+        self._device.ask_to_close(released, self._link.defer)
+
     def abandon(self) -> None:
         """Stop without a word to the frontend, as a process that is killed; call nothing else then.
 

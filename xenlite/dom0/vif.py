@@ -23,6 +23,7 @@ from xenlite.dom0.backend_device import (
     FrontendNodes,
     device_paths,
 )
+from xenlite.dom0.ethernet import parse_address
 from xenlite.dom0.netback import NetCounters, NetRings, Offer
 from xenlite.dom0.netif import DEFAULT_MTU, frame_limit
 from xenlite.dom0.xenbus import NET_TRANSITIONS
@@ -72,7 +73,7 @@ class Vif:
         self._frame_limit = frame_limit(mtu)
         self._rate = rate
         self.counters = NetCounters()
-        self._plug = bridge.plug(name, self, bytes.fromhex(mac.replace(":", "")))
+        self._plug = bridge.plug(name, self, parse_address(mac))
         self._device = BackendDevice(
             store,
             paths,
@@ -96,6 +97,10 @@ class Vif:
         """Take the device away, whatever its frontend is doing, and its place at the bridge."""
         self._plug.unplug()
         self._device.close()
+
+    def ask_to_close(self, released: Callable[[], None]) -> None:
+        """Have the frontend close the card; see ``BackendDevice``."""
+        self._device.ask_to_close(released, self._link.defer)
 
     def deliver(self, frames: Sequence[bytes]) -> None:
         """Take what the bridge brings (``switch.Station``)."""

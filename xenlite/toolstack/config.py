@@ -37,9 +37,13 @@ from xenlite.abi.x86_32p import (
 from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.disk_config import DiskConfig, read_disk
 from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
+from xenlite.toolstack.network_schema import NETWORK, NETWORK_LISTS, VIF
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from xenlite.toolstack.network_config import NetworkConfig
+    from xenlite.toolstack.vif_config import VifConfig
 
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
@@ -48,7 +52,7 @@ MAX_CPU_WEIGHT: Final = 65535
 MAX_CAP: Final = 100 * XEN_LEGACY_MAX_VCPUS
 MIN_EVENT_CHANNELS: Final = 2  # XenStore's and the console's
 MAX_EVENT_CHANNELS: Final = EVTCHN_2L_NR_CHANNELS - 1
-LATER_XL_KEYS: Final = frozenset({"cpus", "extra", "root", "vfb", "vif"})
+LATER_XL_KEYS: Final = frozenset({"cpus", "extra", "root", "vfb"})
 ASSISTS: Final = {
     name.removeprefix("VMASST_TYPE_"): number
     for number, name in VMASST_TYPE_NAMES.items()
@@ -61,7 +65,8 @@ NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}"
 class Key:
     """What may stand behind one key. ``read`` turns its text into a value or says what is wrong.
 
-    With ``is_list`` there may be several, and each may be a group of keys.
+    With ``is_list`` there may be several, and each may be a group of keys. ``lists`` are those keys
+    of a group that may have several values, which are lines of one text then.
 
     ``default`` is what a reader of the schema sees; None stands for "derived from other keys", and
     a required key has none.
@@ -73,6 +78,7 @@ class Key:
     default: object = None
     required: bool = False
     is_list: bool = False
+    lists: frozenset[str] = frozenset()
 
 
 def _name(text: str) -> str:
@@ -131,6 +137,18 @@ def _assists(text: str) -> tuple[int, ...]:
             known = f"; known: {', '.join(ASSISTS)}"
             raise ValueError(f"{word!r} is no assist{_nearest(word, list(ASSISTS)) or known}")
     return tuple(sorted({ASSISTS[word] for word in words}))
+
+
+def _vif(given: str | dict[str, str]) -> VifConfig:
+    from xenlite.toolstack.vif_config import read_vif
+
+    return read_vif(given)
+
+
+def _network(given: str | dict[str, str]) -> NetworkConfig:
+    from xenlite.toolstack.network_config import read_network
+
+    return read_network(given)
 
 
 _TEXT: Final = {"type": "string"}
@@ -228,6 +246,22 @@ KEYS: Final = {
         " Targets are relative to this file.",
         {"anyOf": [_DISK, {"type": "array", "items": _DISK}]},
         is_list=True,
+    ),
+    "vif": Key(
+        _vif,
+        "Network cards, each as xl writes it, `mac=...,bridge=...,ip=...,rate=10Mb/s`, or as a"
+        " group of these keys; an empty string is a card on `xenbr0`.",
+        {"anyOf": [VIF, {"type": "array", "items": VIF}]},
+        is_list=True,
+    ),
+    "networks": Key(
+        _network,
+        "Networks that are not as usual, each as a group of keys. A bridge that a card names and"
+        " nobody describes has a service host in a subnet of its own. Paths are relative to this"
+        " file.",
+        {"anyOf": [NETWORK, {"type": "array", "items": NETWORK}]},
+        is_list=True,
+        lists=NETWORK_LISTS,
     ),
 }
 
@@ -337,7 +371,7 @@ def _pairs(
             value = next(events)
             known = KEYS.get(key.value)
             if known is not None and known.is_list and isinstance(value, yaml.CollectionStartEvent):
-                items = tuple(_items(value, events, name, faults))
+                items = tuple(_items(value, events, name, faults, known.lists))
                 yield key.value, Entry("", where, directory, items=items)
                 continue
             yield key.value, _entry(value, where, directory)
@@ -353,11 +387,15 @@ def _pairs(
 
 
 def _items(
-    start: yaml.Event, events: Iterator[yaml.Event], name: str, faults: list[Fault]
+    start: yaml.Event,
+    events: Iterator[yaml.Event],
+    name: str,
+    faults: list[Fault],
+    lists: frozenset[str],
 ) -> Iterator[tuple[str, str | dict[str, str]]]:
     """Yield the plain values and groups of a list, or the one group that stands in its place."""
     if isinstance(start, yaml.MappingStartEvent):
-        yield _where(name, start), _group(events, name, faults)
+        yield _where(name, start), _group(events, name, faults, lists)
         return
     for event in events:
         if isinstance(event, yaml.SequenceEndEvent):
@@ -366,14 +404,16 @@ def _items(
         if isinstance(event, yaml.ScalarEvent):
             yield where, event.value
         elif isinstance(event, yaml.MappingStartEvent):
-            yield where, _group(events, name, faults)
+            yield where, _group(events, name, faults, lists)
         else:
             faults.append(Fault(where, f"{_kind(event)}, where a value or a group of keys belongs"))
             _skip(event, events)
 
 
-def _group(events: Iterator[yaml.Event], name: str, faults: list[Fault]) -> dict[str, str]:
-    """Read a group of plain keys and values."""
+def _group(
+    events: Iterator[yaml.Event], name: str, faults: list[Fault], lists: frozenset[str]
+) -> dict[str, str]:
+    """Read a group of plain keys and values; the values of those in ``lists`` become lines."""
     group: dict[str, str] = {}
     for key in events:
         if isinstance(key, yaml.MappingEndEvent):
@@ -381,14 +421,35 @@ def _group(events: Iterator[yaml.Event], name: str, faults: list[Fault]) -> dict
         where = _where(name, key)
         _skip(key, events)
         value = next(events)
-        _skip(value, events)
-        if not isinstance(key, yaml.ScalarEvent) or not isinstance(value, yaml.ScalarEvent):
+        text: str | None = None
+        is_known_list = isinstance(key, yaml.ScalarEvent) and key.value in lists
+        if isinstance(value, yaml.SequenceStartEvent) and is_known_list:
+            text = _lines(events, name, faults)
+        else:
+            _skip(value, events)
+            if isinstance(value, yaml.ScalarEvent):
+                text = value.value
+        if not isinstance(key, yaml.ScalarEvent) or text is None:
             faults.append(Fault(where, "keys and values of a group must be plain"))
         elif key.value in group:
             faults.append(Fault(where, f"{key.value}: given twice"))
         else:
-            group[key.value] = value.value
+            group[key.value] = text
     return group
+
+
+def _lines(events: Iterator[yaml.Event], name: str, faults: list[Fault]) -> str:
+    """Read a list of plain values, up to its end, as lines."""
+    lines = []
+    for event in events:
+        if isinstance(event, yaml.SequenceEndEvent):
+            break
+        if isinstance(event, yaml.ScalarEvent):
+            lines.append(event.value)
+        else:
+            faults.append(Fault(_where(name, event), f"{_kind(event)}, where a value belongs"))
+            _skip(event, events)
+    return "\n".join(lines)
 
 
 def _where(name: str, event: yaml.Event) -> str:
@@ -525,6 +586,17 @@ def _joint_rules(values: dict[str, Any], entries: dict[str, Entry]) -> list[Faul
             what = f"disk: {disk.vdev} is given twice"
             faults.append(Fault(entries["disk"].where, what))
         names[disk.number] = disk
+    if "vif" in values and "name" in values:
+        from xenlite.toolstack.vif_config import complete
+
+        try:
+            values["vif"] = complete(values["vif"], values["name"])
+        except ValueError as error:
+            faults.append(Fault(entries["vif"].where, f"vif: {error}"))
+    networks = [network.name for network in values.get("networks", ())]
+    for network in sorted({one for one in networks if networks.count(one) > 1}):
+        what = f"networks: {network} is given twice"
+        faults.append(Fault(entries["networks"].where, what))
     return faults
 
 
@@ -549,4 +621,6 @@ def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
         cap=values["cap"],
         max_event_channels=values["max_event_channels"],
         disks=tuple(disk.below(entries["disk"].base) for disk in values["disk"] or ()),
+        vifs=tuple(values["vif"] or ()),
+        networks=tuple(one.below(entries["networks"].base) for one in values["networks"] or ()),
     )

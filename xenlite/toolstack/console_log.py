@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Keep what a domain prints: the last of it in memory always, all of it in a file if asked."""
+"""Keep the last of what a domain prints, and make it readable."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, BinaryIO, Final
-
-from xenlite.errors import ConfigError, Fault
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
+from typing import Final
 
 TAIL_BYTES: Final = 16 << 10
-# A guest that prints without end fills two files of this size and no more.
-FILE_BYTES: Final = 64 << 20
 
 
 class ConsoleTail:
@@ -34,45 +26,6 @@ class ConsoleTail:
         text = bytes(self._kept[-TAIL_BYTES:]).decode("utf-8", "backslashreplace")
         lines = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n").split("\n")
         return [readable(line) for line in lines[-count:]]
-
-
-class LogFile:
-    """A log on disk; at FILE_BYTES it moves to ``<name>.1`` and a new one begins.
-
-    A disk that is full ends the log, not the domain: ``failed`` is told once.
-    """
-
-    def __init__(self, path: Path, failed: Callable[[str], None]) -> None:
-        self._path = path
-        self._failed = failed
-        self._size = 0
-        self._file: BinaryIO | None
-        try:
-            self._file = path.open("wb", buffering=0)
-        except OSError as error:
-            raise ConfigError(Fault(str(path), f"{error.strerror} (--log)")) from None
-
-    def write(self, data: bytes) -> None:
-        """Append output, at once: nothing is lost if the process is killed."""
-        if self._file is None:
-            return
-        try:
-            if self._size + len(data) > FILE_BYTES:
-                self._file.close()
-                self._path.replace(self._path.with_name(self._path.name + ".1"))
-                self._file = self._path.open("wb", buffering=0)
-                self._size = 0
-            self._file.write(data)
-        except OSError as error:
-            self.close()
-            self._failed(f"{self._path}: {error.strerror}: the log ends here")
-        self._size += len(data)
-
-    def close(self) -> None:
-        """Close the file; what is written from now on is dropped."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
 
 
 def readable(line: str) -> str:

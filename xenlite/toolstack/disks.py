@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from xenlite.dom0.device_store import Dom0Store
 from xenlite.dom0.image import RawImage
 from xenlite.dom0.vbd import Vbd, vbd_paths
+from xenlite.toolstack.attached import AttachedDevices
 from xenlite.toolstack.store_nodes import device_paths, vbd_nodes
 
 if TYPE_CHECKING:
@@ -46,14 +47,25 @@ class Disks:
         self._domid = domid
         self._broken = broken
         self._nodes = Dom0Store(link, store.server)
-        self._undo = undo.enter_context(ExitStack())
-        self._undo.callback(self._nodes.close)
-        self._attached: dict[int, ExitStack] = {}
+        self._attached = AttachedDevices()
+        undo.callback(self._close)
+
+    def __contains__(self, number: int) -> bool:
+        """Tell whether there is a disk of that number."""
+        return number in self._attached
+
+    def open_and_attach(self, disk: DiskConfig) -> None:
+        """Show one more disk to the domain. Raises ConfigError where its image can't be used."""
+        with ExitStack() as undo:
+            [image] = open_images([disk], undo)
+            self.attach(disk, image)
+            undo.pop_all()  # the image is the disk's
 
     def attach(self, disk: DiskConfig, image: RawImage) -> Vbd:
-        """Show a disk to the domain, which may run already. The image stays the caller's."""
+        """Show a disk to the domain, which may run already. The image goes with the disk."""
         paths = vbd_paths(self._link.domid, self._domid, disk.number)
         with ExitStack() as undo:
+            undo.callback(image.close)
             undo.callback(self._store.remove, device_paths(self._domid, "vbd", disk.number))
             self._store.put(
                 vbd_nodes(
@@ -75,9 +87,17 @@ class Disks:
                 broken=self._broken,
             )
             undo.callback(vbd.close)
-            self._attached[disk.number] = self._undo.enter_context(undo.pop_all())
+            self._attached.add(disk.number, vbd, undo.pop_all())
         return vbd
 
     def detach(self, number: int) -> None:
         """Take a disk away, whatever its frontend is doing; I/O in work is finished."""
-        self._attached.pop(number).close()
+        self._attached.detach(number)
+
+    def ask_back(self, number: int, gone: Callable[[], None]) -> None:
+        """Take a disk away when its frontend has closed it, which it is asked to; then ``gone``."""
+        self._attached.ask_back(number, gone)
+
+    def _close(self) -> None:
+        self._attached.close()
+        self._nodes.close()

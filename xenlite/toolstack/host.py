@@ -15,24 +15,28 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from xenlite.abi.x86_32p import XEN_PAGE_SHIFT, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from xenlite.dom0.xenstore.store import XenStore
+from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.console_log import ConsoleTail
 from xenlite.toolstack.domain_config import Reaction
 from xenlite.toolstack.lifecycle import Guest, exit_status, reaction, reason_name
+from xenlite.toolstack.poller import Poller
 from xenlite.toolstack.store_nodes import host_nodes
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from xenlite.doors import Refusal
     from xenlite.errors import PeerError
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import Clock
     from xenlite.toolstack.domain_config import DomainConfig
-    from xenlite.toolstack.store_socket import StoreSocket
+    from xenlite.toolstack.networks import Networks
+    from xenlite.toolstack.socket_server import Session, SocketServer
     from xenlite.toolstack.symbols import Symbols
 
 EXIT_TIMEOUT: Final = 124
+EXIT_DESTROYED: Final = 130  # as when the user leaves, which destroys them all
 AUDIT_PERIOD_NS: Final = 500_000_000
 MAX_WAITING_INPUT: Final = 64 << 10
 RECORD_BYTES: Final = 16 << 20  # a turn of 10 ms makes some 10,000 events of 64 bytes
@@ -75,13 +79,17 @@ class Host:
         watchers: Sequence[Watcher] = (),
     ) -> None:
         self._hypervisor = hypervisor
-        self._control = hypervisor.control()
-        self._link = hypervisor.link(0)
-        self.store = XenStore(self._link, self._store_broken)
+        self.control = hypervisor.control()
+        self.link = hypervisor.link(0)
+        self.store = XenStore(self.link, self._store_broken)
         self.store.put(host_nodes())
+        self._poller = Poller(self.link)
         self._clock = clock
         self._voice = voice
         self._guests: list[Guest] = []
+        self._statuses: dict[str, int] = {}  # of the guests that have ended, by name
+        self._preserved: set[int] = set()
+        self._was_destroyed = False
         self._names: dict[int, str] = {}
         self._tails: defaultdict[int, ConsoleTail] = defaultdict(ConsoleTail)
         self._leave_status: int | None = None
@@ -89,9 +97,10 @@ class Host:
         self._audits = False
         self._next_audit_ns = 0
         self._watchers = watchers
+        self._networks: Networks | None = None
         self._last_events: deque[bytes] = deque(maxlen=KEPT_CHUNKS)
         if watchers:
-            self._control.record(RECORD_BYTES)
+            self.control.record(RECORD_BYTES)
         self._built: Callable[[int, str], None] | None = None
         hypervisor.console_output = self._print
 
@@ -103,13 +112,15 @@ class Host:
         audits: bool = False,
         explains: bool = False,
         built: Callable[[int, str], None] | None = None,
+        captures: Mapping[str, Path] | None = None,
     ) -> int:
         """Run domains until all have ended for good; return the exit status.
 
         That is the one of the first domain, in the order given, that did not power off;
         EXIT_TIMEOUT when the time was up; or what ``leave`` asked for. ``audits`` recomputes every
         invariant as it goes; ``explains`` says why each refused hypercall was refused. ``built``
-        hears of each domain, by domid and name, before its first instruction.
+        hears of each domain, by domid and name, before its first instruction. ``captures`` are
+        files by what is written down there: a bridge, or a network card as in ``name.0``.
         """
         self._built = built
         self._audits = audits
@@ -119,6 +130,7 @@ class Host:
         if timeout_s is not None:
             self._deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
         try:
+            self._make_networks(configs, captures or {})
             for guest in self._guests:
                 self._start(guest)
             return self._until_all_ended()
@@ -127,14 +139,38 @@ class Host:
                 guest.stop()
             self._show_events()
 
-    def serve_store(self, listener: socket.socket) -> StoreSocket:
+    def serve_store(self, listener: socket.socket) -> SocketServer:
         """Let tools that connect to ``listener`` use XenStore, until that is closed."""
-        from xenlite.toolstack.store_socket import StoreSocket
+        from xenlite.toolstack.store_socket import serve_store
 
-        return StoreSocket(listener, self._link, self.store.server)
+        return serve_store(listener, self._poller, self.store.server)
+
+    def serve_control(self, listener: socket.socket) -> SocketServer:
+        """Do what tools ask for that connect to ``listener``, until that is closed."""
+        from xenlite.toolstack.socket_server import SocketServer
+
+        def greet(has_output: Callable[[], None]) -> Session:
+            from xenlite.toolstack.commands import COMMANDS  # no start of a domain waits for it
+            from xenlite.toolstack.control_socket import ControlSession
+
+            return ControlSession(self, COMMANDS, has_output)
+
+        return SocketServer(listener, self._poller, greet)
+
+    def networks(self) -> Networks:
+        """Return the host's networks, which are made when they are first asked for."""
+        if self._networks is None:
+            from xenlite.toolstack.networks import Networks
+
+            # What guests read: the wall clock at their start, and the time since.
+            self._networks = Networks(self.link, self._poller, self._clock.wall_ns, self._voice.say)
+        return self._networks
 
     def close(self) -> None:
-        """Give the machine back."""
+        """End the networks, and give the machine back. What was served is closed before."""
+        if self._networks is not None:
+            self._networks.close()
+        self._poller.close()
         self._hypervisor.close()
 
     def leave(self, status: int) -> None:
@@ -157,7 +193,7 @@ class Host:
             if console is not None:
                 console.feed(data)
 
-        self._link.defer(type_it)
+        self.link.defer(type_it)
         self._hypervisor.kick()
 
     def wants_input(self) -> bool:
@@ -165,42 +201,61 @@ class Host:
         console = self._guests[0].console if self._guests else None
         return console is not None and console.waiting_bytes < MAX_WAITING_INPUT
 
+    # -- what tools ask for, in the loop ------------------------------------------------------
+
+    def find(self, domain: str) -> Guest:
+        """Return the guest of that domid or name that there is now. Raises ConfigError."""
+        running = {str(_domid(guest)): guest for guest in self._guests if guest.domain is not None}
+        if domain in running:
+            return running[domain]
+        for guest in running.values():
+            if guest.config.name == domain:
+                return guest
+        raise ConfigError(Fault("", f"no domain is called {domain!r} here"))
+
+    def destroy(self, guest: Guest) -> None:
+        """Take a domain apart at once, whatever its owner wanted for its end."""
+        self._statuses[guest.config.name] = EXIT_DESTROYED
+        self._stop(guest)
+        self._voice.ended(guest.config.name)
+        self._was_destroyed = True
+
     # -- the run ------------------------------------------------------------------------------
 
     def _until_all_ended(self) -> int:
-        statuses = [0] * len(self._guests)
-        preserved: set[int] = set()
         while True:
-            self._hypervisor.run(lambda: self._has_news(preserved), self._deadline_ns)
-            ended = set(self._control.ended()) - preserved
-            for at, guest in enumerate(self._guests):
+            self._hypervisor.run(self._has_news, self._deadline_ns)
+            self._was_destroyed = False
+            ended = set(self.control.ended()) - self._preserved
+            for guest in self._guests:
                 domid = _domid(guest)
                 if domid in ended:
-                    statuses[at], stays = self._react(guest)
+                    self._statuses[guest.config.name], stays = self._react(guest)
                     if stays:
-                        preserved.add(domid)
+                        self._preserved.add(domid)
+            statuses = [self._statuses.get(guest.config.name, 0) for guest in self._guests]
             status = next(filter(None, statuses), 0)
             left = {domid for domid in map(_domid, self._guests) if domid is not None}
             if not left:
                 self._audit()
                 return status
             if self._leave_status is not None:
-                return status if left <= preserved else self._leave_status
+                return status if left <= self._preserved else self._leave_status
             if self.has_to_end():
                 return EXIT_TIMEOUT
 
-    def _has_news(self, preserved: set[int]) -> bool:
+    def _has_news(self) -> bool:
         if self._watchers:
             self._show_events()
         if self._audits and self._clock.monotonic_ns() >= self._next_audit_ns:
             self._audit()
-        if self._leave_status is not None:
+        if self._leave_status is not None or self._was_destroyed:
             return True
-        return not preserved.issuperset(self._control.ended())
+        return not self._preserved.issuperset(self.control.ended())
 
     def _show_events(self) -> None:
         """Empty the recorder's buffer, which is large enough for what one turn can do."""
-        data, lost = self._control.recorded()
+        data, lost = self.control.recorded()
         if data or lost:
             self._last_events.append(data)
             for watcher in self._watchers:
@@ -208,9 +263,18 @@ class Host:
 
     def _audit(self) -> None:
         if self._audits:
-            wrong = self._control.audit() + self.store.audit()
+            wrong = self.control.audit() + self.store.audit()
             assert not wrong, "audit:\n" + "\n".join(wrong)
             self._next_audit_ns = self._clock.monotonic_ns() + AUDIT_PERIOD_NS
+
+    def _make_networks(self, configs: Sequence[DomainConfig], captures: Mapping[str, Path]) -> None:
+        """Make what is described, and begin what is to be captured. Raises ConfigError."""
+        for network in [one for config in configs for one in config.networks]:
+            self.networks().declare(network)
+        if captures:
+            from xenlite.toolstack.captures import begin_captures
+
+            begin_captures(self.networks(), configs, captures)
 
     def _start(self, guest: Guest) -> None:
         name = guest.config.name
@@ -223,20 +287,26 @@ class Host:
                 self._built(domid, name)
 
         domain = guest.start(
-            self._control, self._link, self.store, sink=self._print, broken=broken, built=built
+            self.control,
+            self.link,
+            self.store,
+            sink=self._print,
+            broken=broken,
+            networks=self.networks,
+            built=built,
         )
         for watcher in self._watchers:
             watcher.started(domain.domid, guest.symbols)
 
     def _store_broken(self, domid: int, error: PeerError) -> None:
-        name = self._control.info(domid).name
+        name = self.control.info(domid).name
         self._voice.say(f"domain {name!r} broke its XenStore ring: {error}")
 
     def _print(self, domid: int, data: bytes) -> None:
         self._tails[domid].write(data)
         name = self._names.get(domid)
         if name is None:
-            name = self._names[domid] = self._control.info(domid).name
+            name = self._names[domid] = self.control.info(domid).name
         self._voice.console(name, data)
 
     def _react(self, guest: Guest) -> tuple[int, bool]:
@@ -249,7 +319,7 @@ class Host:
             self._show_events()
         self.store.server.domain_shut_down(domain.domid)
         self._voice.ended(guest.config.name)
-        info = self._control.info(domain.domid)
+        info = self.control.info(domain.domid)
         reason = info.shutdown_reason
         assert reason is not None, f"domain {domain.domid} ended without a reason"
         self._report(guest, reason)
@@ -259,15 +329,20 @@ class Host:
         if wish is Reaction.PRESERVE:
             self._voice.say(f"domain {guest.config.name!r} is preserved")
             return exit_status(reason), True
-        guest.stop()
-        self._tails.pop(domain.domid, None)
-        self._names.pop(domain.domid, None)
+        self._stop(guest)
         if wish.restarts:
             if guest.restarts.allows(self._clock.monotonic_ns()):
                 self._start(guest)
                 return 0, False
             self._voice.say(f"domain {guest.config.name!r} restarts too often: left as it is")
         return exit_status(reason), False
+
+    def _stop(self, guest: Guest) -> None:
+        domid = _domid(guest)
+        assert domid is not None
+        guest.stop()
+        self._tails.pop(domid, None)
+        self._names.pop(domid, None)
 
     def _explain(self, refusal: Refusal) -> None:
         from xenlite.toolstack.crash_report import refusal_line
@@ -279,14 +354,14 @@ class Host:
         domain = guest.domain
         assert domain is not None
         name = guest.config.name
-        record = self._control.crash_record(domain.domid)
+        record = self.control.crash_record(domain.domid)
         if record is not None:
             from xenlite.toolstack.crash_report import as_json, as_text, crash_report
             from xenlite.trace_format import read
 
             tail = self._tails[domain.domid].lines(20)
             events = [one for chunk in self._last_events for one in read(chunk)]
-            report = crash_report(self._control, name, record, guest.symbols(), tail, events)
+            report = crash_report(self.control, name, record, guest.symbols(), tail, events)
             self._voice.say(as_text(report))
             self._voice.crashed(as_json(report))
         elif reason not in (SHUTDOWN_poweroff, SHUTDOWN_reboot):
@@ -297,13 +372,13 @@ class Host:
         from xenlite.toolstack.coredump import MOST_BYTES, write_core
 
         path = Path(f"{name}-{domid}.core")
-        record = self._control.crash_record(domid)
+        record = self.control.crash_record(domid)
         vcpu = 0 if record is None else record.vcpu
-        memory_bytes = self._control.info(domid).pages << XEN_PAGE_SHIFT
+        memory_bytes = self.control.info(domid).pages << XEN_PAGE_SHIFT
         most_bytes = min(CORE_TIMES_MEMORY * memory_bytes, MOST_BYTES)
         try:
             with path.open("wb") as file:
-                is_whole = write_core(self._control, domid, vcpu, file, most_bytes=most_bytes)
+                is_whole = write_core(self.control, domid, vcpu, file, most_bytes=most_bytes)
         except OSError as error:
             self._voice.say(f"{path}: {error.strerror}: no core of domain {name!r}")
         else:

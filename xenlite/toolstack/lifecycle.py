@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -30,9 +31,13 @@ if TYPE_CHECKING:
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Control, Link
     from xenlite.errors import PeerError
+    from xenlite.toolstack.disk_config import DiskConfig
     from xenlite.toolstack.disks import Disks
     from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.networks import Networks
     from xenlite.toolstack.symbols import Symbols
+    from xenlite.toolstack.vif_config import VifConfig
+    from xenlite.toolstack.vifs import Vifs
 
 # A domain that restarts more often than this within the window is in a loop.
 RESTARTS: Final = 5
@@ -95,6 +100,9 @@ class Guest:
         self.domain: BuiltDomain | None = None
         self.console: Console | None = None
         self.disks: Disks | None = None
+        self.vifs: Vifs | None = None
+        self._make_disks: Callable[[ExitStack], Disks]
+        self._make_vifs: Callable[[ExitStack], Vifs]
         self._undo = ExitStack()
 
     def start(
@@ -105,11 +113,13 @@ class Guest:
         *,
         sink: Callable[[int, bytes], None],
         broken: Callable[[PeerError], None],
+        networks: Callable[[], Networks] | None = None,
         built: Callable[[int], None] | None = None,
     ) -> BuiltDomain:
         """Build the domain, tell the store, join its console to ``sink(domid, bytes)``, let it run.
 
-        ``broken`` hears where the guest breaks its console or a disk; both have to live with it.
+        ``broken`` hears where the guest breaks a device; both have to live with it. ``networks()``
+        are the host's, which a domain without network cards needs none of.
 
         The store's undo comes before the domain's: it gives back the page and port that it uses.
         ``built`` is called before its first instruction.
@@ -130,7 +140,11 @@ class Guest:
                 broken=broken,
             )
             undo.callback(console.close)
-            self._attach_disks(link, store, domain.domid, images, undo, broken)
+            self._make_disks = partial(_make_disks, link, store, domain.domid, broken)
+            self._make_vifs = partial(
+                _make_vifs, link, store, domain.domid, self.config.name, networks, broken
+            )
+            self._attach(images, undo)
             if built is not None:
                 built(domain.domid)
             control.unpause(domain.domid)
@@ -146,21 +160,79 @@ class Guest:
 
         return open_images(self.config.disks, undo)
 
-    def _attach_disks(
-        self,
-        link: Link,
-        store: XenStore,
-        domid: int,
-        images: list[RawImage],
-        undo: ExitStack,
-        broken: Callable[[PeerError], None],
-    ) -> None:
+    def _attach(self, images: list[RawImage], undo: ExitStack) -> None:
+        """Attach what is configured."""
         if images:
-            from xenlite.toolstack.disks import Disks
-
-            self.disks = Disks(link, store, domid, undo, broken)
+            self.disks = self._make_disks(undo)
             for disk, image in zip(self.config.disks, images, strict=True):
                 self.disks.attach(disk, image)
+        if self.config.vifs:
+            self.vifs = self._make_vifs(undo)
+            for vif in self.config.vifs:
+                self.vifs.attach(vif)
+
+    def has_disk(self, number: int) -> bool:
+        """Tell whether the running domain has a disk of that number."""
+        return self.disks is not None and number in self.disks
+
+    def attach_disk(self, disk: DiskConfig) -> None:
+        """Give the running domain one more disk, and again when it restarts.
+
+        Raises ConfigError where its image can't be used or it has a disk of that name.
+        """
+        if self.has_disk(disk.number):
+            raise ConfigError(Fault(disk.vdev, f"{self.config.name!r} has such a disk already"))
+        if self.disks is None:
+            self.disks = self._make_disks(self._undo)
+        self.disks.open_and_attach(disk)
+        self.config = replace(self.config, disks=(*self.config.disks, disk))
+
+    def detach_disk(self, number: int, gone: Callable[[], None] | None) -> None:
+        """Take a disk away, and leave it out when the domain restarts.
+
+        With ``gone`` its frontend is asked to close it first; ``gone`` hears of the end.
+        """
+        assert self.disks is not None
+        if gone is None:
+            self.disks.detach(number)
+        else:
+            self.disks.ask_back(number, gone)
+        left = tuple(disk for disk in self.config.disks if disk.number != number)
+        self.config = replace(self.config, disks=left)
+
+    def has_vif(self, devid: int) -> bool:
+        """Tell whether the running domain has a network card of that number."""
+        return self.vifs is not None and devid in self.vifs
+
+    def attach_vif(self, vif: VifConfig) -> VifConfig:
+        """Give the running domain one more network card, and again when it restarts.
+
+        Return it with its number and address. Raises ConfigError where it can't have it.
+        """
+        from xenlite.toolstack.vif_config import complete
+
+        try:
+            vifs = complete((*self.config.vifs, vif), self.config.name)
+        except ValueError as error:
+            raise ConfigError(Fault(self.config.name, f"vif: {error}")) from None
+        if self.vifs is None:
+            self.vifs = self._make_vifs(self._undo)
+        self.vifs.attach(vifs[-1])
+        self.config = replace(self.config, vifs=vifs)
+        return vifs[-1]
+
+    def detach_vif(self, devid: int, gone: Callable[[], None] | None) -> None:
+        """Take a network card away, and leave it out when the domain restarts.
+
+        With ``gone`` its frontend is asked to close it first; ``gone`` hears of the end.
+        """
+        assert self.vifs is not None
+        if gone is None:
+            self.vifs.detach(devid)
+        else:
+            self.vifs.ask_back(devid, gone)
+        left = tuple(vif for vif in self.config.vifs if vif.devid != devid)
+        self.config = replace(self.config, vifs=left)
 
     def symbols(self) -> Symbols:
         """Return the labels of the kernel, read when they are first asked for."""
@@ -172,8 +244,35 @@ class Guest:
 
     def stop(self) -> None:
         """Take the domain apart, if there is one; its last output reaches the console first."""
-        self.domain = self.console = self.disks = None
+        self.domain = self.console = self.disks = self.vifs = None
         self._undo.close()
+
+
+def _make_disks(
+    link: Link,
+    store: XenStore,
+    domid: int,
+    broken: Callable[[PeerError], None],
+    undo: ExitStack,
+) -> Disks:
+    from xenlite.toolstack.disks import Disks
+
+    return Disks(link, store, domid, undo, broken)
+
+
+def _make_vifs(
+    link: Link,
+    store: XenStore,
+    domid: int,
+    name: str,
+    networks: Callable[[], Networks] | None,
+    broken: Callable[[PeerError], None],
+    undo: ExitStack,
+) -> Vifs:
+    from xenlite.toolstack.vifs import Vifs
+
+    assert networks is not None, f"{name} needs the host's networks"
+    return Vifs(link, store, domid, name, networks(), undo, broken)
 
 
 def read_file(path: Path) -> bytes:

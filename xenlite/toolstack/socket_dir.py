@@ -4,13 +4,21 @@
 Without a wish of the user's it is ``BASE/<process id>``, where BASE is ``$XDG_RUNTIME_DIR/xenlite``
 or, without that, ``xenlite-<user id>`` in the temporary directory. Whoever may enter it may do
 anything with the domains, so directories that are somebody else's, or open to others, are refused.
+
+A process that is killed leaves its directory; the next one that starts sweeps it away. Who lives
+holds a lock (flock) on its directory, which ends with the process however that ends; looking for
+dead ones, and making a directory and locking it, happen under a lock of the base, so that none is
+taken for dead before it has its lock.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import re
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     import socket
 
 STORE_SOCKET: Final = "xenstore.sock"
+CONTROL_SOCKET: Final = "control.sock"
 # What sockaddr_un holds on Linux, its NUL included.
 MAX_SOCKET_PATH: Final = 108
 
@@ -28,9 +37,13 @@ class SocketDirectory:
     """One directory; what was made goes again at ``close``."""
 
     def __init__(self, wish: Path | None) -> None:
-        self.path = _make_fresh(base_directory()) if wish is None else wish
-        self._is_ours = wish is None or _make_private(wish)
+        self._lock = -1  # a descriptor of the directory, where that is below the base
         self._sockets: list[Path] = []
+        if wish is None:
+            self.path, self._lock = _make_fresh(base_directory())
+        else:
+            self.path = wish
+        self._is_ours = wish is None or _make_private(wish)
 
     def __enter__(self) -> Self:
         return self
@@ -70,6 +83,9 @@ class SocketDirectory:
         if self._is_ours:
             with suppress(OSError):  # somebody put something else there: it is theirs
                 self.path.rmdir()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
 
 
 def base_directory() -> Path:
@@ -100,13 +116,55 @@ def is_alive(path: Path) -> bool:
     return True
 
 
-def _make_fresh(base: Path) -> Path:
-    """Make a directory named after this process; after a dead one, a number more stands behind."""
+def _make_fresh(base: Path) -> tuple[Path, int]:
+    """Make a directory named after this process, and lock it; after a namesake, with a number."""
     _make_private(base)
-    path, tries = base / str(os.getpid()), 1
-    while not _make_private(path):
-        path, tries = base / f"{os.getpid()}-{tries}", tries + 1
-    return path
+    try:
+        with _locked(base):
+            _sweep(base)
+            path, tries = base / str(os.getpid()), 1
+            while not _make_private(path):
+                path, tries = base / f"{os.getpid()}-{tries}", tries + 1
+            return path, _lock(path)
+    except OSError as error:
+        raise ConfigError(Fault(str(base), error.strerror or str(error))) from None
+
+
+def _sweep(base: Path) -> None:
+    """Remove the directories of dead processes, if nothing but sockets is there."""
+    for path in base.iterdir():
+        if re.fullmatch(r"\d+(-\d+)?", path.name) is None or not path.is_dir():
+            continue
+        with suppress(OSError):  # a living process has locked it, or there is something else
+            lock = _lock(path)
+            try:
+                for socket in filter(Path.is_socket, path.iterdir()):
+                    socket.unlink()
+                path.rmdir()
+            finally:
+                os.close(lock)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a directory; nobody holds it for long."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
+
+
+def _lock(path: Path) -> int:
+    """Lock a directory at once or raise OSError; the descriptor that is returned is the lock."""
+    directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(directory)
+        raise
+    return directory
 
 
 def _make_private(path: Path) -> bool:

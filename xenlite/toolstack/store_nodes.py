@@ -131,19 +131,25 @@ def vbd_nodes(
     )
 
 
-def vif_nodes(domid: int, handle: int, mac: str) -> list[StoreNode]:
-    """Return the nodes of a network card; both ends can read its address."""
+def vif_nodes(
+    domid: int, handle: int, mac: str, *, mtu: int, more: Mapping[str, str]
+) -> list[StoreNode]:
+    """Return the nodes of a network card; both ends can read its address.
+
+    ``more`` is what its backend's directory says beside: its bridge, and what was asked for.
+    """
     common = {"handle": str(handle), "mac": mac}
-    return _device(domid, "vif", handle, front=common, back={**common, "type": "vif"})
+    front = {**common, "mtu": str(mtu)}
+    return _device(domid, "vif", handle, front=front, back={**common, "type": "vif", **more})
 
 
 def device_paths(domid: int, kind: str, device: int, backend_domid: int = 0) -> list[str]:
     """Return what has to go with a device."""
-    ends = _device_ends(domid, kind, device, backend_domid)
+    ends = device_ends(domid, kind, device, backend_domid)
     return [*ends, f"/libxl/{domid}/device/{kind}/{device}"]
 
 
-def _device_ends(domid: int, kind: str, device: int, backend_domid: int) -> tuple[str, str]:
+def device_ends(domid: int, kind: str, device: int, backend_domid: int = 0) -> tuple[str, str]:
     """Return where the guest's end of a device is, and where the backend's."""
     front = f"{home(domid)}/device/{kind}/{device}"
     return front, f"{home(backend_domid)}/backend/{kind}/{domid}/{device}"
@@ -160,7 +166,7 @@ def _device(
 ) -> list[StoreNode]:
     """Return the nodes of a device: each end owns its own and reads the other's."""
     state = {"state": str(XenbusStateInitialising)}
-    front_path, back_path = _device_ends(domid, kind, device, backend_domid)
+    front_path, back_path = device_ends(domid, kind, device, backend_domid)
     links = {"frontend": front_path, "backend": back_path}
     front = {"backend": back_path, "backend-id": str(backend_domid), **state, **front}
     back = {"frontend": front_path, "frontend-id": str(domid), "online": "1", **state, **back}

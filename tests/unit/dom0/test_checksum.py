@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenlite.dom0.checksum import complete, internet_checksum
+from xenlite.dom0.checksum import complete
 
 ETHERNET = bytes(12) + b"\x08\x00"
 UDP, TCP = 17, 6
@@ -34,12 +34,6 @@ def packet(protocol: int, payload: bytes, *, options: bytes = b"", fragment: int
     first = 0x40 | (20 + len(options)) // 4
     head = pack(">BBHHHBBH", first, 0, size, 7, fragment, 64, protocol, 0)
     return head + bytes([10, 0, 0, 1, 10, 0, 0, 2]) + options + header + payload
-
-
-@given(st.binary(max_size=200))
-def test_the_checksum_makes_the_sum_whole(data: bytes) -> None:
-    checksum = internet_checksum(data)
-    assert checksum == ~added_up(data) & 0xFFFF or (added_up(data), checksum) == (0, 0)
 
 
 @given(

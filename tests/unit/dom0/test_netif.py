@@ -27,8 +27,8 @@ from xenlite.abi.x86_32p import (
     NETTXF_extra_info,
     NETTXF_more_data,
 )
+from xenlite.dom0.ethernet import HEADER_BYTES
 from xenlite.dom0.netif import (
-    HEADER,
     MAX_EXTRAS,
     RX_RING,
     TX_RING,
@@ -100,7 +100,7 @@ def test_extra_slots_follow_the_first_and_are_answered_with_nothing() -> None:
     "slots",
     [
         slot(0),
-        slot(HEADER - 1),
+        slot(HEADER_BYTES - 1),
         slot(LIMIT + 1),
         slot(0xFFFF),
         slot(100, offset=3997),

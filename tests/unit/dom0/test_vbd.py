@@ -386,6 +386,33 @@ def test_a_rewritten_ring_ref_counts_at_the_next_connection(path: Path) -> None:
         assert guest.read(16) == at(16)
 
 
+@pytest.mark.parametrize("last", [State.CLOSED, State.INITIALISING])
+def test_a_disk_is_served_until_its_frontend_lets_go(path: Path, last: State) -> None:
+    with front(path) as disk:
+        disk.connect()
+        released: list[str] = []
+        disk.vbd.ask_to_close(lambda: released.append("now"))
+        assert disk.store.read(f"{disk.paths.backend}/online") == "0"
+        assert disk.seen == "5"
+        assert disk.read(8) == at(8)
+        assert not released
+        disk.show(State.CLOSING)
+        assert (disk.vbd.ring, released) == (None, [])
+        disk.show(last)
+        assert released == ["now"]
+
+
+@pytest.mark.parametrize("wait", [State.INITIALISING, State.CLOSED])
+def test_a_disk_that_no_frontend_has_is_let_go_at_once(path: Path, wait: State) -> None:
+    with front(path) as disk:
+        disk.show(wait)
+        released: list[str] = []
+        disk.vbd.ask_to_close(lambda: released.append("now"))
+        assert not released, "inside the call"
+        disk.settle()
+        assert released == ["now"]
+
+
 @pytest.mark.parametrize(
     ("transitions", "ready"),
     [(BLOCK_TRANSITIONS, State.INITIALISED), (NET_TRANSITIONS, State.CONNECTED)],

@@ -135,7 +135,7 @@ maxmem: lots
 vcpus: 33
 on_crash: coredump-preserve
 on_reboot: restrat
-vif: {a: b}
+vfb: {a: b}
 memory: 32
 """
     assert faults(text) == [
@@ -149,7 +149,7 @@ memory: 32
         " coredump-destroy, coredump-restart; did you mean 'coredump-restart'?",
         "dom.yaml:7: on_reboot: 'restrat' is none of destroy, restart, preserve,"
         " coredump-destroy, coredump-restart; did you mean 'restart'?",
-        "dom.yaml:8: vif: a key of xl.cfg for which xenlite has nothing yet",
+        "dom.yaml:8: vfb: a key of xl.cfg for which xenlite has nothing yet",
         "dom.yaml:9: memory: given twice, first at dom.yaml:3",
     ]
 

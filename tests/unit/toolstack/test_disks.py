@@ -7,18 +7,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.support.kernel_file import KernelFile
-from xenlite.dom0.xenbus import State
 from xenlite.dom0.xenstore.store import XenStore
 from xenlite.errors import ConfigError, PeerError
 from xenlite.hypervisor import Hypervisor
 from xenlite.toolstack.disk_config import read_disk
-from xenlite.toolstack.disks import open_images
 from xenlite.toolstack.domain_config import DomainConfig
 from xenlite.toolstack.lifecycle import Guest
 
@@ -120,19 +117,45 @@ def test_a_disk_is_attached_and_detached_while_its_domain_runs(
     assert guest.disks is not None
     (tmp_path / "second.img").write_bytes(bytes(4096))
     second = read_disk("second.img,raw,xvdb,ro").below(tmp_path)
-    with ExitStack() as undo:
-        [image] = open_images([second], undo)
-        for _ in range(3):
-            vbd = guest.disks.attach(second, image)
-            path = f"/local/domain/0/backend/vbd/{domid}/51728"
-            host.settle()
-            assert vbd.state is State.INIT_WAIT
-            assert host.node(f"{path}/mode") == b"r"
-            guest.disks.detach(second.number)
-            assert host.node(path) is None
-            assert host.node(f"/local/domain/{domid}/device/vbd/51728") is None
-        assert host.node(f"{BACK.format(domid)}/state") == b"2"
+    before = host.held()
+    path = f"/local/domain/0/backend/vbd/{domid}/51728"
+    told: list[str] = []
+    for is_asked in (False, True, False):
+        told.clear()
+        guest.attach_disk(second)
+        host.settle()
+        assert guest.config.disks[1:] == (second,)
+        assert host.node(f"{path}/state") == b"2"
+        assert host.node(f"{path}/mode") == b"r"
+        with pytest.raises(ConfigError, match="has such a disk already"):
+            guest.attach_disk(second)
+        # No frontend has it: there is nobody to wait for.
+        guest.detach_disk(second.number, (lambda: told.append("gone")) if is_asked else None)
+        host.settle()
+        assert told == ["gone"] * is_asked
+        assert host.node(path) is None
+        assert host.node(f"/local/domain/{domid}/device/vbd/51728") is None
+        assert host.held() == before
+    assert len(guest.config.disks) == 1
+    assert host.node(f"{BACK.format(domid)}/state") == b"2"
     guest.stop()
+
+
+def test_a_disk_that_has_taken_the_place_of_one_asked_back_stays(host: Host, guest: Guest) -> None:
+    domid = host.start(guest)
+    [disk] = guest.config.disks
+    told: list[str] = []
+    guest.detach_disk(disk.number, lambda: told.append("gone"))
+    guest.detach_disk(disk.number, None)
+    assert told == ["gone"]
+    guest.attach_disk(disk)
+    host.settle()
+    assert host.node(f"{BACK.format(domid)}/state") == b"2"
+    assert guest.has_disk(disk.number)
+    assert not guest.has_disk(51728)
+    guest.detach_disk(disk.number, lambda: told.append("gone"))
+    guest.stop()
+    assert told == ["gone", "gone"]
 
 
 def test_a_disk_that_cannot_be_shown_leaves_nothing_behind(

@@ -15,9 +15,10 @@ from xenlite.abi.x86_32p import E2BIG, EINVAL, XS_DIRECTORY_PART
 from xenlite.dom0.xenstore.store import StoreNode, XenStore
 from xenlite.errors import ConfigError
 from xenlite.hypervisor import Hypervisor
+from xenlite.toolstack.poller import Poller
 from xenlite.toolstack.socket_dir import STORE_SOCKET, SocketDirectory
 from xenlite.toolstack.store_client import StoreClient, StoreError
-from xenlite.toolstack.store_socket import StoreSocket
+from xenlite.toolstack.store_socket import serve_store
 
 if TYPE_CHECKING:
     from typing_extensions import override
@@ -36,7 +37,9 @@ class Host:
         link = hypervisor.link(0)
         self.store = XenStore(link, _unexpected)
         self._directory = SocketDirectory(path)
-        self._socket = StoreSocket(self._directory.listen(STORE_SOCKET), link, self.store.server)
+        self._poller = Poller(link)
+        listener = self._directory.listen(STORE_SOCKET)
+        self._socket = serve_store(listener, self._poller, self.store.server)
 
     def while_serving(self, do: Callable[[], None]) -> None:
         """Do something in a thread of its own, while the loop runs here."""
@@ -60,6 +63,7 @@ class Host:
 
     def close(self) -> None:
         self._socket.close()
+        self._poller.close()
         self._directory.close()
 
 
