@@ -217,6 +217,8 @@ xenbus_look:
     call xenbus_stop
     mov edx, XenbusStateClosed
     call xenbus_show
+    cmp esi, XenbusStateClosed
+    je .Llook_again                 # it is there: no watch will tell of it
     jmp .Llook_out
 
 .Llook_initialising:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from xenlite.debug_doors import Debugger, DebugStop
@@ -140,6 +140,9 @@ class MappedRange:
     executable: bool
 
 
+Answer = TypeVar("Answer")
+
+
 class GrantMapping(Protocol):
     """One granted page, mapped by a backend. Offsets and sizes in bytes, within the page."""
 
@@ -166,12 +169,12 @@ class GrantMapping(Protocol):
 
 
 class GrantedPages(Protocol):
-    """Granted pages of one transfer, pinned together. Offsets and sizes in bytes."""
+    """Granted pages of one transfer, pinned together."""
 
     writable: bool
 
-    def views(self, pieces: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """Return (offset, size) of each page, the bytes themselves; the unpin looks after them."""
+    def pages(self) -> list[memoryview]:
+        """Return the pages themselves, whole; the unpin looks after what is written there."""
 
 
 class Link(Protocol):
@@ -184,6 +187,20 @@ class Link(Protocol):
 
     def unmap_grant(self, mapping: GrantMapping) -> None:
         """Give the page back; the mapping may not be used again."""
+
+    def with_grants(
+        self,
+        granter: int,
+        refs: Sequence[int],
+        use: Callable[[list[memoryview]], Answer],
+        *,
+        writable: bool,
+    ) -> Answer:
+        """Have ``use`` read, or write, the pages that ``granter`` offers under ``refs``.
+
+        All are checked, or Refused, before it is called with them; they are whole pages, and good
+        during that call alone, in which nothing of a guest runs. Nothing is pinned or mapped.
+        """
 
     def pin_grants(self, granter: int, refs: Sequence[int], *, writable: bool) -> GrantedPages:
         """Pin the pages that ``granter`` offers under ``refs`` for one transfer, all or none."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from xenlite.abi.x86_32p import EINVAL, ESRCH
 from xenlite.core.maptrack import MappedGrant, PinnedPages
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.doors import GrantedPages, GrantMapping
     from xenlite.hypervisor import Hypervisor
+
+Answer = TypeVar("Answer")
 
 
 class LinkDoor:
@@ -44,6 +46,23 @@ class LinkDoor:
         if not isinstance(mapping, MappedGrant):
             raise Refused(EINVAL, "grants.not-mapped")
         self._domain.maptrack.unmap(mapping)
+
+    def with_grants(
+        self,
+        granter: int,
+        refs: Sequence[int],
+        use: Callable[[list[memoryview]], Answer],
+        *,
+        writable: bool,
+    ) -> Answer:
+        """Check the pages that ``granter`` offers under ``refs``, and call ``use`` with them."""
+        memory = self._hypervisor.machine.memory
+        mfns = self._peer(granter).grants.check(refs, self.domid, writable=writable)
+        try:
+            return use(memory.pages(mfns))
+        finally:
+            if writable:
+                memory.wrote_all(mfns)
 
     def pin_grants(self, granter: int, refs: Sequence[int], *, writable: bool) -> PinnedPages:
         """Pin the pages that ``granter`` offers under ``refs`` for one transfer, all or none."""

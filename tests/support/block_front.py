@@ -9,23 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from struct import pack
+from struct import Struct, pack
 
 from tests.support.front_domain import PAGE, GuestPage, PlainStore
 from xenlite.abi.x86_32p import (
+    BLKIF_OP_DISCARD,
     BLKIF_OP_INDIRECT,
     BLKIF_OP_READ,
-    SIZEOF_BLKIF_REQUEST,
-    BlkifRequestIndirect,
+    XEN_IO_PROTO_ABI_X86_32,
+    XEN_IO_PROTO_ABI_X86_64,
     BlkifRequestSegment,
-    BlkifResponse,
     GTF_permit_access,
 )
-from xenlite.dom0.blkif import ring_shape
 from xenlite.dom0.image import Image, RawImage
 from xenlite.dom0.ring import Page
-from xenlite.dom0.slot_ring import FrontRing, JoinedPages
+from xenlite.dom0.slot_ring import FrontRing, JoinedPages, shape
 from xenlite.dom0.vbd import Vbd, vbd_paths
 from xenlite.dom0.xenbus import State
 from xenlite.hypervisor import Hypervisor
@@ -34,20 +34,52 @@ NUMBER = 51712
 FIRST_REF = 16  # of the pages; the ring's come before
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a frontend's compiler makes of blkif.h, written down apart from the backend's."""
+
+    request: Struct
+    indirect: Struct
+    discard: Struct
+    response: Struct
+    slot: int
+
+
+LAYOUTS = {
+    XEN_IO_PROTO_ABI_X86_32: Layout(
+        Struct("<BBHQQ88s"), Struct("<BBHQQH2x8I"), Struct("<BBHQQQ"), Struct("<QBxh"), 108
+    ),
+    XEN_IO_PROTO_ABI_X86_64: Layout(
+        Struct("<BBH4xQQ88s"), Struct("<BBH4xQQH2x8I"), Struct("<BBH4xQQQ"), Struct("<QBxh4x"), 112
+    ),
+}
+
+
 class Front:
     """The frontend, and the backend that it talks to."""
 
-    def __init__(self, image: Image, *, read_only: bool = False, latency_ns: int = 0) -> None:
+    def __init__(
+        self,
+        image: Image,
+        *,
+        read_only: bool = False,
+        latency_ns: int = 0,
+        hypervisor: Hypervisor | None = None,
+        pages: int = 600,
+    ) -> None:
         self._image = image
-        self.hypervisor = Hypervisor(32 << 20)
+        self._is_alone = hypervisor is None
+        self.hypervisor = hypervisor or Hypervisor(32 << 20)
+        self.layout = LAYOUTS[XEN_IO_PROTO_ABI_X86_32]
         control = self.control = self.hypervisor.control()
-        self.domid = control.create_domain("front", max_pages=600, max_vcpus=1)
-        self.mfns = control.populate(self.domid, 600)
+        self.domid = control.create_domain("front", max_pages=pages, max_vcpus=1)
+        self.mfns = control.populate(self.domid, pages)
         self.domain = self.hypervisor.domains[self.domid]
         self.domain.grants.grow(2)
         link = self.hypervisor.link(0)
         self.store = PlainStore(link.defer)
         self.paths = vbd_paths(0, self.domid, NUMBER)
+        self.write("state", State.INITIALISING.value)
         self.said: list[str] = []
         self.vbd = Vbd(
             link,
@@ -99,12 +131,22 @@ class Front:
         """Write a node of the frontend."""
         self.store.write(f"{self.paths.frontend}/{name}", str(value))
 
-    def connect(self, *, pages: int = 1, persistent: bool = False, start: int = 0) -> None:
+    def connect(
+        self,
+        *,
+        pages: int = 1,
+        persistent: bool = False,
+        start: int = 0,
+        protocol: str | None = XEN_IO_PROTO_ABI_X86_32,
+    ) -> None:
         """Make a ring of the first pages, and let the backend join it."""
+        self.layout = LAYOUTS[protocol or XEN_IO_PROTO_ABI_X86_32]
         for ref in range(pages):
             self.offer(ref, ref)
         joined: Page = JoinedPages([self.page(n) for n in range(pages)])
-        self.ring = FrontRing(joined, ring_shape(pages), start)
+        self.ring = FrontRing(
+            joined, shape("front", self.layout.slot, self.layout.response.size, pages), start
+        )
         self.port = self.domain.events.alloc_unbound(0)
         if pages == 1:
             self.write("ring-ref", 0)
@@ -113,7 +155,8 @@ class Front:
             for n in range(pages):
                 self.write(f"ring-ref{n}", n)
         self.write("event-channel", self.port)
-        self.write("protocol", "x86_32-abi")
+        if protocol is not None:
+            self.write("protocol", protocol)
         self.write("feature-persistent", int(persistent))
         self.show(State.INITIALISED)
 
@@ -129,16 +172,11 @@ class Front:
     ) -> int:
         """Put a request into the ring; return its id. Segments are (ref, first, last)."""
         self._next_id += 1
-        head = pack(
-            "<BBHQQ",
-            operation,
-            len(segments) if count is None else count,
-            0,
-            self._next_id,
-            sector,
-        )
         raw = b"".join(BlkifRequestSegment(*segment).pack() for segment in segments)
-        self.ring.put((head + raw).ljust(SIZEOF_BLKIF_REQUEST, b"\0"))
+        nr_segments = len(segments) if count is None else count
+        self._put(
+            self.layout.request.pack(operation, nr_segments, 0, self._next_id, sector, raw[:88])
+        )
         return self._next_id
 
     def put_indirect(
@@ -150,17 +188,19 @@ class Front:
         for n in range(0, max(len(raw), 1), PAGE):
             self.page(page + n // PAGE).write(0, raw[n : n + PAGE])
             self.offer(page + n // PAGE, page + n // PAGE)
-        request = BlkifRequestIndirect(
-            BLKIF_OP_INDIRECT,
-            operation,
-            len(segments),
-            self._next_id,
-            sector,
-            0,
-            tuple(range(page, page + 8)),
-        )
-        self.ring.put(request.pack().ljust(SIZEOF_BLKIF_REQUEST, b"\0"))
+        head = (BLKIF_OP_INDIRECT, operation, len(segments), self._next_id, sector, 0)
+        self._put(self.layout.indirect.pack(*head, *range(page, page + 8)))
         return self._next_id
+
+    def put_discard(self, sector: int, sectors: int) -> int:
+        """Put a request to discard sectors; return its id."""
+        self._next_id += 1
+        head = (BLKIF_OP_DISCARD, 0, 0, self._next_id)
+        self._put(self.layout.discard.pack(*head, sector, sectors))
+        return self._next_id
+
+    def _put(self, request: bytes) -> None:
+        self.ring.put(request.ljust(self.layout.slot, b"\0"))
 
     def send(self) -> None:
         """Publish what was put in, and notify if the backend wants it."""
@@ -171,10 +211,12 @@ class Front:
         """Wait until the backend is idle; return the status of each answered request."""
         self.send()
         self.settle()
-        found = [BlkifResponse.unpack(raw) for raw in self.ring.take(999)]
+        layout = self.layout.response
+        found = [layout.unpack_from(raw) for raw in self.ring.take(999)]
         self.ring.has_more()
-        assert len({answer.id for answer in found}) == len(found), "an id twice"
-        return {answer.id: answer.status for answer in found}
+        statuses = {request: status for request, _, status in found}
+        assert len(statuses) == len(found), "an id twice"
+        return statuses
 
     def ask(
         self,
@@ -202,8 +244,10 @@ class Front:
         self._image.close()
         assert self.control.audit() == []
         assert list(self.domain.grants.uses()) == []
-        assert list(self.hypervisor.domains[0].maptrack.pins()) == []
-        self.hypervisor.close()
+        pins = self.hypervisor.domains[0].maptrack.pins()
+        assert [ref for table, ref, _, _ in pins if table is self.domain.grants] == []
+        if self._is_alone:
+            self.hypervisor.close()
 
 
 @contextmanager

@@ -109,7 +109,7 @@ class MappedGrant:
 class PinnedPages:
     """Pages of one transfer, granted and given back together (``doors.GrantedPages``)."""
 
-    __slots__ = ("_m8", "is_live", "mfns", "refs", "table", "writable")
+    __slots__ = ("_memory", "is_live", "mfns", "refs", "table", "writable")
 
     def __init__(
         self,
@@ -120,24 +120,17 @@ class PinnedPages:
         *,
         writable: bool,
     ) -> None:
-        self._m8 = memory.m8
+        self._memory = memory
         self.table = table
         self.refs = refs
         self.mfns = mfns
         self.writable = writable
         self.is_live = True
 
-    def views(self, pieces: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """Return (offset, size) of each page, the bytes themselves; the unpin looks after them."""
+    def pages(self) -> list[memoryview]:
+        """Return the pages themselves, whole; the unpin looks after them."""
         assert self.is_live, self.refs
-        m8 = self._m8
-        views = []
-        for mfn, (offset, size) in zip(self.mfns, pieces, strict=True):
-            end = offset + size
-            assert 0 <= offset <= end <= PAGE_SIZE, (offset, size)
-            start = mfn << PAGE_SHIFT
-            views.append(m8[start + offset : start + end])
-        return views
+        return self._memory.pages(self.mfns)
 
 
 class Maptrack:

@@ -99,11 +99,19 @@ def domain_paths(domid: int, uuid: str) -> list[str]:
 
 
 def vbd_nodes(
-    domid: int, device: int, name: str, params: str, *, mode: str, kind: str = "disk"
+    domid: int,
+    device: int,
+    name: str,
+    params: str,
+    *,
+    mode: str,
+    kind: str = "disk",
+    backend_domid: int = 0,
 ) -> list[StoreNode]:
     """Return the nodes of a disk or cdrom whose backend finds it by ``params``; ``mode`` is r or w.
 
-    ``device`` is the number of the virtual device that ``name`` (xvda) stands for.
+    ``device`` is the number of the virtual device that ``name`` (xvda) stands for. The backend runs
+    in Dom0, or in a driver domain, which then owns the backend's nodes.
     """
     return _device(
         domid,
@@ -119,6 +127,7 @@ def vbd_nodes(
             "bootable": "1",
             "removable": str(int(kind == "cdrom")),
         },
+        backend_domid=backend_domid,
     )
 
 
@@ -134,31 +143,39 @@ def vif_nodes(
     return _device(domid, "vif", handle, front=front, back={**common, "type": "vif", **more})
 
 
-def device_paths(domid: int, kind: str, device: int) -> list[str]:
+def device_paths(domid: int, kind: str, device: int, backend_domid: int = 0) -> list[str]:
     """Return what has to go with a device."""
-    return [*device_ends(domid, kind, device), f"/libxl/{domid}/device/{kind}/{device}"]
+    ends = device_ends(domid, kind, device, backend_domid)
+    return [*ends, f"/libxl/{domid}/device/{kind}/{device}"]
 
 
-def device_ends(domid: int, kind: str, device: int) -> tuple[str, str]:
-    """Return where the guest's end of a device is, and where Dom0's."""
+def device_ends(domid: int, kind: str, device: int, backend_domid: int = 0) -> tuple[str, str]:
+    """Return where the guest's end of a device is, and where the backend's."""
     front = f"{home(domid)}/device/{kind}/{device}"
-    return front, f"{home(0)}/backend/{kind}/{domid}/{device}"
+    return front, f"{home(backend_domid)}/backend/{kind}/{domid}/{device}"
 
 
 def _device(
-    domid: int, kind: str, device: int, *, front: dict[str, str], back: dict[str, str]
+    domid: int,
+    kind: str,
+    device: int,
+    *,
+    front: dict[str, str],
+    back: dict[str, str],
+    backend_domid: int = 0,
 ) -> list[StoreNode]:
     """Return the nodes of a device: each end owns its own and reads the other's."""
     state = {"state": str(XenbusStateInitialising)}
-    front_path, back_path = device_ends(domid, kind, device)
+    front_path, back_path = device_ends(domid, kind, device, backend_domid)
     links = {"frontend": front_path, "backend": back_path}
-    front = {"backend": back_path, "backend-id": "0", **state, **front}
+    front = {"backend": back_path, "backend-id": str(backend_domid), **state, **front}
     back = {"frontend": front_path, "frontend-id": str(domid), "online": "1", **state, **back}
-    owns = (*_owns(domid), Permission(0, Access.READ))
+    owns = (*_owns(domid), Permission(backend_domid, Access.READ))
+    reads = (*_owns(backend_domid), Permission(domid, Access.READ))
     return [
         *_directory(f"/libxl/{domid}/device/{kind}/{device}", DOM0_ONLY, links),
         *_directory(front_path, owns, front),
-        *_directory(back_path, _reads(domid), back),
+        *_directory(back_path, reads, back),
     ]
 
 
