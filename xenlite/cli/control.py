@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from xenlite.cli.running import choose
+from xenlite.cli.running import choose, write_to_pipe
 
 if TYPE_CHECKING:
     from xenlite.toolstack.control_client import ControlClient
@@ -26,8 +26,12 @@ def run(options: argparse.Namespace) -> int:
 
     verb: Callable[[ControlClient, argparse.Namespace], None] = options.control_verb
     with ControlClient(choose(options.socket_dir) / CONTROL_SOCKET) as client:
-        verb(client, options)
-    return 0
+
+        def ask() -> int:
+            verb(client, options)
+            return 0
+
+        return write_to_pipe(ask)
 
 
 # -- verbs ----------------------------------------------------------------------------------------

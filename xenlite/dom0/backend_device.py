@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -50,20 +50,6 @@ def device_paths(kind: str, backend_domid: int, frontend_domid: int, number: int
         frontend_domid,
         number,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceStatus:
-    """What a device is doing, for people: ``indexes`` of its rings as they stand, and counts.
-
-    A domain's first console has no states. What has no connection has no numbers.
-    """
-
-    name: str
-    backend: State | None = None
-    frontend: State | None = None
-    indexes: Mapping[str, int] = field(default_factory=dict)
-    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class FrontendNodes:

@@ -21,10 +21,10 @@ from xenlite.dom0.backend_device import (
     MAX_NUMBER,
     BackendDevice,
     DevicePaths,
-    DeviceStatus,
     FrontendNodes,
     device_paths,
 )
+from xenlite.dom0.device_status import DeviceStatus
 from xenlite.dom0.ethernet import parse_address
 from xenlite.dom0.netback import NetCounters, NetRings, Offer
 from xenlite.dom0.netif import DEFAULT_MTU, frame_limit
