@@ -31,7 +31,10 @@ _start:
     call syscall_open
     call console_listen
     call ramdisk_open
+    call kernel_enter               # the first process may begin on another processor
     call process_make_init
+    call xenbus_open
+    call kernel_leave
     jmp schedule_idle               # the boot goes on in process 1
 
 # Look for a word of the kernel's command line. In: eax = the word, ending in 0. Out: eax = 1 or 0.

@@ -14,8 +14,9 @@
 # A port's event goes to the one processor that the port is bound to. The pending bits of all ports
 # lie together, though, so each processor looks at its own only (CPU_PORTS).
 #
-# Handlers run on the interrupted stack with events masked. In: eax = port. They follow the
-# kernel's convention of calls, and never take kernel_lock: it may be held by what they interrupt.
+# Handlers run on the interrupted stack with events masked. In: eax = port, edx = what event_connect
+# was given for it. They follow the kernel's convention of calls, and never take kernel_lock: it may
+# be held by what they interrupt.
 
 .section .text
 
@@ -50,6 +51,33 @@ event_open:
     mov byte ptr [edx + VCPU_INFO_EVTCHN_UPCALL_PENDING], 1
 .Levent_open_done:
     ret
+
+# Take a port that another domain can join, and let it through to a handler, on the first processor.
+# In: eax = domid, edx = handler, ecx = what it gets in edx. Out: eax = port or -errno.
+event_connect:
+    push ebx
+    push ecx
+    push edx
+    call port_alloc_event
+    pop edx
+    pop ecx
+    test eax, eax
+    js .Levent_connect_done
+    mov [event_arguments + eax * 4], ecx
+    mov ebx, offset cpu_table
+    push eax
+    call event_open
+    pop eax
+.Levent_connect_done:
+    pop ebx
+    ret
+
+# Give such a port back. In: eax = port. Its handler may be running, but will not be called anew.
+event_disconnect:
+    lock bts dword ptr [shared_info + SHARED_INFO_EVTCHN_MASK], eax
+    lock btr dword ptr [cpu_table + CPU_PORTS], eax
+    lock btr dword ptr [shared_info + SHARED_INFO_EVTCHN_PENDING], eax
+    jmp port_close_event
 
 # Xen comes here when an event is pending and not masked; it has masked events for us.
 # The return unmasks them in the same step, and if more came meanwhile Xen comes here again.
@@ -92,6 +120,7 @@ events_dispatch:
     mov eax, ebx
     shl eax, 5
     or eax, edi
+    mov edx, [event_arguments + eax * 4]
     call dword ptr [event_handlers + eax * 4]
     jmp .Ldispatch_port
 .Ldispatch_words_done:
@@ -110,4 +139,6 @@ events_dispatch:
 shared_info:
     .space PAGE_SIZE
 event_handlers:
+    .space EVTCHN_2L_NR_CHANNELS * 4
+event_arguments:
     .space EVTCHN_2L_NR_CHANNELS * 4

@@ -18,6 +18,7 @@
 .equ FAULT_REPAIRED, 0
 .equ FAULT_MISTAKE, 1
 .equ FAULT_NO_MEMORY, 2
+.equ COPY_BLOCK, 64
 
 .section .text
 
@@ -150,6 +151,7 @@ fault_copy:
 # Copy from a program. In: eax = where to, edx = where from, in the program, ecx = bytes. Out:
 # eax = 0 or -EFAULT. kernel_lock is held.
 user_copy_in:
+    push ebx
     push esi
     push edi
     mov edi, eax
@@ -159,6 +161,7 @@ user_copy_in:
 # Copy to a program. In: eax = where to, in the program, edx = where from, ecx = bytes. Out: as
 # above.
 user_copy_out:
+    push ebx
     push esi
     push edi
     mov edi, eax
@@ -170,27 +173,88 @@ user_copy_out:
     cmp edx, USER_END
     ja user_copy_failed
     mov edx, ecx
-    shr ecx, 2
-    and edx, 3
 user_copy_start:
+    # Not all by rep movsd: an emulated processor begins it anew for each word.
+    sub ecx, COPY_BLOCK
+    jb .Lcopy_rest
+.Lcopy_block:
+    .irp offset, 0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60
+    mov ebx, [esi + \offset]
+    mov [edi + \offset], ebx
+    .endr
+    add esi, COPY_BLOCK
+    add edi, COPY_BLOCK
+    sub ecx, COPY_BLOCK
+    jae .Lcopy_block
+.Lcopy_rest:
+    add ecx, COPY_BLOCK
+    shr ecx, 2
     rep movsd
     mov ecx, edx
+    and ecx, 3
     rep movsb
 user_copy_end:
     xor eax, eax
     pop edi
     pop esi
+    pop ebx
     ret
 # page_fault comes here when a fault between the two labels above, or those below, is a mistake.
 user_copy_failed:
     mov eax, -EFAULT
     pop edi
     pop esi
+    pop ebx
+    ret
+
+# Find the page behind an address of the current process, for a device to use it directly. It stays
+# where it is as long as the process does not go back to ring 3. In: eax = address, edx = PFEC_WRITE
+# where the device is to change it, else 0. kernel_lock is held. Out: eax = page, or 0 where the
+# program could not do the same.
+user_page:
+    push ebx
+    push esi
+    push edi
+    mov ebx, eax
+    mov esi, edx
+    cmp eax, USER_END
+    jae .Luser_page_none
+.Luser_page_look:
+    call process_current
+    mov eax, [eax + PROCESS_SPACE]
+    mov edx, ebx
+    call space_slot
+    test eax, eax
+    jz .Luser_page_fault
+    test dword ptr [eax], _PAGE_PRESENT
+    jz .Luser_page_fault
+    test esi, esi
+    jz .Luser_page_found
+    test dword ptr [eax], _PAGE_RW
+    jnz .Luser_page_found
+.Luser_page_fault:
+    mov eax, ebx
+    mov edx, esi
+    call fault_repair
+    cmp eax, FAULT_REPAIRED
+    je .Luser_page_look
+.Luser_page_none:
+    xor eax, eax
+    jmp .Luser_page_out
+.Luser_page_found:
+    mov edx, [eax + 4]
+    mov eax, [eax]
+    call port_page_of
+.Luser_page_out:
+    pop edi
+    pop esi
+    pop ebx
     ret
 
 # Copy a text that ends in 0 from a program. In: eax = where to, edx = where from, ecx = room in
 # bytes. Out: eax = its length without the 0, -EFAULT, or -ENAMETOOLONG where there is no 0.
 user_copy_text:
+    push ebx
     push esi
     push edi
     mov edi, eax
@@ -216,6 +280,7 @@ user_text_end:
 .Ltext_out:
     pop edi
     pop esi
+    pop ebx
     ret
 
 # May the kernel fault at an instruction? In: eax = its address. Out: CF set if so. Keeps all else.

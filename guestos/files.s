@@ -3,14 +3,16 @@
 # Files: what a descriptor of a process stands for.
 #
 #   process                     file                         kind: routines
-#   PROCESS_FILES[0] ---------> references, rights,  ------> read write close ioctl
-#   PROCESS_FILES[1] --------/  object, position             console_kind, pipe_kind, ramdisk_kind
+#   PROCESS_FILES[0] ---------> references, rights,  ------> read write close ioctl size sync
+#   PROCESS_FILES[1] --------/  object, position             console_kind, pipe_kind, ramdisk_kind,
+#                                                            disk_kind, fat_kind
 #
 # fork and dup copy the pointer and count it; so a parent and its child read on from one position.
 # The last close gives the file back, and tells its kind.
 #
 # A routine of a kind: in: eax = file; for read and write edx = an address of the program, ecx =
-# bytes, at least 1; for ioctl edx = command, ecx = argument. Out: eax = result, or -errno.
+# bytes, at least 1; for ioctl edx = command, ecx = argument. Out: eax = result, or -errno; for size
+# edx:eax = bytes, CF set where such a file has no positions.
 #
 # Everything here holds the kernel lock. A routine may sleep: its own descriptor keeps the file.
 
@@ -20,10 +22,14 @@
 .equ FILE_REFERENCES, 0             # 0: free
 .equ FILE_KIND, 4
 .equ FILE_RIGHTS, 8
-.equ FILE_OBJECT, 12                # of a pipe its page, of a RAM disk's file its bytes
-.equ FILE_SIZE, 16                  # of a RAM disk's file
-.equ FILE_POSITION, 20
-.equ SIZEOF_FILE, 24
+.equ FILE_OBJECT, 12                # of a pipe its page, of a RAM disk's file its bytes, a disk
+.equ FILE_SIZE, 16                  # of a RAM disk's file, and of FAT's
+.equ FILE_POSITION, 20              # two words; of files that can be positioned
+.equ FILE_GENERATION, 28            # of the disk
+.equ FILE_FIRST_CLUSTER, 32         # of FAT's files,
+.equ FILE_CLUSTER, 36               # one that was found in the chain,
+.equ FILE_CLUSTER_INDEX, 40         # and which it is
+.equ SIZEOF_FILE, 44
 .equ FILE_COUNT, 128                # of all processes
 
 .equ RIGHT_READ, 1
@@ -33,6 +39,8 @@
 .equ KIND_WRITE, 4
 .equ KIND_CLOSE, 8
 .equ KIND_IOCTL, 12
+.equ KIND_SIZE, 16
+.equ KIND_SYNC, 20
 
 .section .text
 
@@ -113,6 +121,7 @@ file_new:
     mov [ecx + FILE_KIND], eax
     mov [ecx + FILE_RIGHTS], edx
     mov dword ptr [ecx + FILE_POSITION], 0
+    mov dword ptr [ecx + FILE_POSITION + 4], 0
     mov dword ptr [ecx + FILE_REFERENCES], 1
     mov eax, ecx
     ret
@@ -133,6 +142,16 @@ file_close_nothing:
 # The ioctl of kinds that have none.
 file_no_ioctl:
     mov eax, -ENOTTY
+    ret
+
+# The size of kinds that have no positions.
+file_no_size:
+    stc
+    ret
+
+# The sync of kinds that keep nothing back.
+file_no_sync:
+    mov eax, -EINVAL
     ret
 
 # Look a descriptor up. In: eax = descriptor. Out: eax = file or 0, edx = where the pointer stands.
@@ -229,6 +248,101 @@ sys_ioctl:
     pop esi
     ret
 
+# lseek(file, offset, from where) -> position
+sys_lseek:
+    mov eax, [ebx + FRAME_ECX]
+    cdq
+    mov ecx, [ebx + FRAME_EDX]
+    call file_seek
+    test edx, edx
+    js .Llseek_done                 # -errno
+    jnz .Llseek_too_far
+    test eax, eax
+    jns .Llseek_done
+.Llseek_too_far:
+    mov eax, -EOVERFLOW
+.Llseek_done:
+    ret
+
+# _llseek(file, upper word of the offset, lower word, address for the position, from where)
+sys_llseek:
+    mov eax, [ebx + FRAME_EDX]
+    mov edx, [ebx + FRAME_ECX]
+    mov ecx, [ebx + FRAME_EDI]
+    call file_seek
+    test edx, edx
+    js .Lllseek_done
+    push edx
+    push eax
+    mov eax, [ebx + FRAME_ESI]
+    mov edx, esp
+    mov ecx, 8
+    call user_copy_out
+    add esp, 8
+.Lllseek_done:
+    ret
+
+# Set a file's position. In: edx:eax = offset, ecx = from where, ebx = frame, with the descriptor.
+# Out: edx:eax = position, or -errno.
+file_seek:
+    push esi
+    push edi
+    push ebp
+    mov edi, eax
+    mov ebp, edx
+    push ecx
+    mov eax, [ebx + FRAME_EBX]
+    call file_of
+    mov esi, eax
+    pop ecx
+    mov eax, -EBADF
+    test esi, esi
+    jz .Lseek_refused
+    push ecx
+    mov eax, esi
+    mov edx, [esi + FILE_KIND]
+    call dword ptr [edx + KIND_SIZE]
+    pop ecx
+    jc .Lseek_no_positions
+    cmp ecx, SEEK_END
+    je .Lseek_add
+    mov eax, [esi + FILE_POSITION]
+    mov edx, [esi + FILE_POSITION + 4]
+    cmp ecx, SEEK_CUR
+    je .Lseek_add
+    xor eax, eax
+    xor edx, edx
+    cmp ecx, SEEK_SET
+    jne .Lseek_invalid
+.Lseek_add:
+    add eax, edi
+    adc edx, ebp
+    js .Lseek_invalid
+    mov [esi + FILE_POSITION], eax
+    mov [esi + FILE_POSITION + 4], edx
+    jmp .Lseek_out
+.Lseek_no_positions:
+    mov eax, -ESPIPE
+    jmp .Lseek_refused
+.Lseek_invalid:
+    mov eax, -EINVAL
+.Lseek_refused:
+    cdq
+.Lseek_out:
+    pop ebp
+    pop edi
+    pop esi
+    ret
+
+# fsync(file)
+sys_fsync:
+    mov eax, [ebx + FRAME_EBX]
+    call file_of
+    test eax, eax
+    jz file_bad
+    mov edx, [eax + FILE_KIND]
+    jmp dword ptr [edx + KIND_SYNC]
+
 # close(file)
 sys_close:
     mov eax, [ebx + FRAME_EBX]
@@ -280,7 +394,8 @@ sys_dup2:
     mov eax, [ebx + FRAME_ECX]
     ret
 
-# open(path, flags): the console, or a file of the RAM disk for reading.
+# open(path, flags): the console, a disk, a file of the first disk, or one of the RAM disk for
+# reading.
 sys_open:
     push esi
     push edi
@@ -302,13 +417,28 @@ sys_open:
     mov edx, offset file_console
     call texts_are_equal
     test eax, eax
-    jz .Lopen_ramdisk
+    jz .Lopen_disk
     mov eax, offset console_kind
     mov edx, esi
     call file_new
     test eax, eax
     jz .Lopen_too_many
     jmp .Lopen_describe
+.Lopen_disk:
+    mov eax, edi
+    mov edx, offset file_disks
+    call text_behind
+    jc .Lopen_fat
+    call disk_open
+    jnc .Lopen_describe
+    jmp .Lopen_done
+.Lopen_fat:
+    mov eax, edi
+    call fat_path
+    jc .Lopen_ramdisk
+    call fat_open
+    jnc .Lopen_describe
+    jmp .Lopen_done
 .Lopen_ramdisk:
     mov eax, edi
     call ramdisk_find
@@ -352,6 +482,22 @@ sys_open:
     mov eax, -ENFILE
     jmp .Lopen_done
 
+# Does a text begin with another one? In: eax, edx = the other one. Out: eax = what stands behind
+# it; CF set where it does not.
+text_behind:
+    cmp byte ptr [edx], 0
+    je .Lbehind_yes                 # CF is clear
+    mov cl, [eax]
+    cmp cl, [edx]
+    jne .Lbehind_no
+    inc eax
+    inc edx
+    jmp text_behind
+.Lbehind_no:
+    stc
+.Lbehind_yes:
+    ret
+
 # In: eax = a path. Out: eax = the same behind the slashes that it begins with.
 file_skip_slash:
     cmp byte ptr [eax], '/'
@@ -364,6 +510,8 @@ file_skip_slash:
 .section .rodata
 file_console:
     .asciz "dev/console"
+file_disks:
+    .asciz "dev/xvd"
 
 .section .bss
 .p2align 2

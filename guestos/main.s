@@ -16,6 +16,7 @@
 #   entry.s     the first instruction, and what happens in which order
 #   traps.s     exceptions: the frame, the table, the way back, the report of a crash
 #   events.s    event channels: interrupts of a paravirtual machine
+#   eventcount.s  waiting for an event without missing it
 #   time.s      a tick, the clock, sleeping
 #   memory.s    the kernel's own page tables
 #   pages.s     a page allocator that counts users
@@ -28,12 +29,31 @@
 #   schedule.s  taking turns, sleeping
 #   smp.s       more processors
 #   fpu.s       the FPU, for those who use it
+#   grants.s    pages that other domains may use
+#   ring.s      requests and responses in a page shared with a backend
+#   xenstore.s  asking XenStore
+#   xenbus.s    devices: finding them, and the states in which both ends meet
+#   network.s   the network: interfaces, buffers, and who owns them
+#   ethernet.s  frames
+#   arp.s       which station has an address
+#   ip.s        packets, and which way they go
+#   icmp.s      ping, and errors
+#   udp.s       datagrams
+#   netfront.s  the driver of an interface: two rings
+#   vif.s       how an interface meets its backend
+#   blkfront.s  disks: sectors between memory and a backend
 #   syscall.s   system calls
 #   files.s     descriptors
 #   tty.s       the console as a file
 #   pipe.s      pipes
 #   ramdisk.s   the archive that the machine came with
+#   cache.s     blocks of disks
+#   disk.s      disks as files
+#   fat.s       the file system of the first disk
+#   fat_names.s  its directories
 #   exec.s      starting another program
+#   socket.s    where datagrams wait for programs
+#   socketcall.s  the system calls of sockets
 #   balloon.s   giving memory back
 #   report.s    what it finds at boot, and what it tells programs
 #
@@ -68,6 +88,7 @@
 .include "entry.s"
 .include "traps.s"
 .include "events.s"
+.include "eventcount.s"
 .include "time.s"
 .include "memory.s"
 .include "pages.s"
@@ -80,11 +101,30 @@
 .include "schedule.s"
 .include "smp.s"
 .include "fpu.s"
+.include "grants.s"
+.include "ring.s"
+.include "xenstore.s"
+.include "xenbus.s"
+.include "network.s"
+.include "ethernet.s"
+.include "arp.s"
+.include "ip.s"
+.include "icmp.s"
+.include "udp.s"
+.include "netfront.s"
+.include "vif.s"
+.include "blkfront.s"
 .include "syscall.s"
 .include "files.s"
 .include "tty.s"
 .include "pipe.s"
 .include "ramdisk.s"
+.include "cache.s"
+.include "disk.s"
+.include "fat.s"
+.include "fat_names.s"
 .include "exec.s"
+.include "socket.s"
+.include "socketcall.s"
 .include "balloon.s"
 .include "report.s"

@@ -251,4 +251,4 @@ pipe_close:
 .section .rodata
 .p2align 2
 pipe_kind:
-    .long pipe_read, pipe_write, pipe_close, file_no_ioctl
+    .long pipe_read, pipe_write, pipe_close, file_no_ioctl, file_no_size, file_no_sync

@@ -32,6 +32,8 @@
 #   cli; hlt                          port_stop_cpu               vcpu_op, down
 #   an IPI; a device's doorbell       port_send_event             event_channel_op, send
 #   routing of an interrupt           port_bind_virq, bind_ipi    event_channel_op
+#   a vector for a device, and back   port_alloc_event, close_event  event_channel_op
+#   the table of an IOMMU             port_map_grants             grant_table_op, setup_table
 #   the period of a timer chip        port_set_tick               vcpu_op, set_periodic_timer
 #   a timer's deadline                port_set_alarm              set_timer_op
 #   cpuid, a chipset's registers      port_xen_version            xen_version
@@ -711,6 +713,85 @@ port_bind_ipi:
     HYPERCALL_OR_PANIC event_channel_op
     mov eax, [esp + EVTCHN_BIND_IPI_PORT]
     add esp, SIZEOF_EVTCHN_BIND_IPI
+    pop ebx
+    ret
+
+# native: a vector of the interrupt controller for a device. In: eax = domid of the domain that is
+# to raise the event. Out: eax = event port that it can join, or -errno.
+port_alloc_event:
+    push ebx
+    sub esp, SIZEOF_EVTCHN_ALLOC_UNBOUND
+    mov word ptr [esp + EVTCHN_ALLOC_UNBOUND_DOM], DOMID_SELF
+    mov [esp + EVTCHN_ALLOC_UNBOUND_REMOTE_DOM], ax
+    mov ebx, EVTCHNOP_alloc_unbound
+    mov ecx, esp
+    HYPERCALL event_channel_op
+    test eax, eax
+    js .Lalloc_event_refused
+    mov eax, [esp + EVTCHN_ALLOC_UNBOUND_PORT]
+.Lalloc_event_refused:
+    add esp, SIZEOF_EVTCHN_ALLOC_UNBOUND
+    pop ebx
+    ret
+
+# native: the same vector, given back. In: eax = event port.
+port_close_event:
+    push ebx
+    push eax                        # struct evtchn_close
+    mov ebx, EVTCHNOP_close
+    mov ecx, esp
+    HYPERCALL_OR_PANIC event_channel_op
+    pop eax
+    pop ebx
+    ret
+
+# native: the address of an IOMMU's table in one of its registers. Have the grant table so many
+# frames, and map them in place of pages of the kernel. In: eax = the first of these pages, edx =
+# how many, GRANT_FRAMES_MAX at most. Out: eax = 0 or negative.
+.equ GRANT_FRAMES_MAX, 16
+port_map_grants:
+    push ebx
+    push esi
+    push edi
+    mov esi, eax
+    mov edi, edx
+    sub esp, SIZEOF_GNTTAB_SETUP_TABLE + GRANT_FRAMES_MAX * 4
+    mov word ptr [esp + GNTTAB_SETUP_TABLE_DOM], DOMID_SELF
+    mov [esp + GNTTAB_SETUP_TABLE_NR_FRAMES], edx
+    lea eax, [esp + SIZEOF_GNTTAB_SETUP_TABLE]
+    mov [esp + GNTTAB_SETUP_TABLE_FRAME_LIST], eax
+    mov ebx, GNTTABOP_setup_table
+    mov ecx, esp
+    mov edx, 1
+    HYPERCALL grant_table_op
+    test eax, eax
+    jnz .Lmap_grants_out
+    movsx eax, word ptr [esp + GNTTAB_SETUP_TABLE_STATUS]
+    test eax, eax
+    jnz .Lmap_grants_out
+.Lmap_grants_next:
+    dec edi
+    mov eax, edi
+    shl eax, PAGE_SHIFT
+    add eax, esi
+    push eax
+    call kernel_slot_of
+    mov ebx, eax
+    mov edx, [esp + 4 + SIZEOF_GNTTAB_SETUP_TABLE + edi * 4]
+    mov ecx, edx
+    shl edx, PAGE_SHIFT
+    or edx, ENTRY_RW
+    shr ecx, 32 - PAGE_SHIFT
+    or ecx, NX
+    pop eax
+    call port_set_mapping
+    test edi, edi
+    jnz .Lmap_grants_next
+    xor eax, eax
+.Lmap_grants_out:
+    add esp, SIZEOF_GNTTAB_SETUP_TABLE + GRANT_FRAMES_MAX * 4
+    pop edi
+    pop esi
     pop ebx
     ret
 

@@ -48,6 +48,7 @@
 .equ process_first_slot, process_table + CPUS_MAX * SIZEOF_PROCESS
 .equ process_table_end, process_table + PROCESSES_MAX * SIZEOF_PROCESS
 .equ PROCESS_INHERITED, PROCESS_HAS_FPU - PROCESS_HEAP  # bytes that a child has from its parent
+.equ GROUP_NONE, -1                 # of processes of the kernel: no kill can name it
 .equ INIT_PAUSE_NS, 10 * NS_PER_MS
 .equ SWITCH_WORDS, 7                # what schedule_switch leaves on a stack, return address and all
 .equ SIZEOF_USER_FRAME, FRAME_EFLAGS + 3 * 4
@@ -165,6 +166,32 @@ process_prepare:
     mov [edi], edx
     pop edi
     ret
+
+# Make a process that lives in the kernel alone. It has no id: nobody lists it, kills it or waits
+# for it. In: eax = its first routine, which lets events in and enters the kernel; edx = name, of
+# PROCESS_NAME_BYTES. kernel_lock is held.
+process_make_kernel:
+    push ebx
+    push esi
+    push edi
+    mov edi, eax
+    mov esi, edx
+    call process_new                # not refused: the boot is not over
+    mov ebx, eax
+    mov edx, edi
+    call process_prepare
+    lea edi, [ebx + PROCESS_NAME]
+    mov ecx, PROCESS_NAME_BYTES / 4
+    rep movsd
+    dec dword ptr [process_last_id]
+    dec dword ptr [processes_count]
+    mov dword ptr [ebx + PROCESS_ID], 0
+    mov dword ptr [ebx + PROCESS_GROUP], GROUP_NONE
+    mov eax, ebx
+    pop edi
+    pop esi
+    pop ebx
+    # and on
 
 # Let a new process run. In: eax. A signal that came to its parent while this one was NEW, and so
 # not yet among those of a group, is meant for it, too: nobody gets away from Ctrl-C by forking.

@@ -191,13 +191,43 @@ ramdisk_name_is:
     pop ebx
     ret
 
-# directory(address, bytes, first): entries from number `first` on, as many as there is room for.
+# directory(path, address, bytes, first): entries from number `first` on, as many as there is room
+# for. The RAM disk has the root directory alone.
 sys_directory:
+    push esi
+    push edi
+    sub esp, PATH_MAX
+    mov eax, esp
+    mov edx, [ebx + FRAME_EBX]
+    mov ecx, PATH_MAX
+    call user_copy_text
+    test eax, eax
+    js .Lsys_directory_out
+    mov eax, esp
+    call file_skip_slash
+    mov esi, eax
+    call fat_path
+    jc .Lsys_directory_ramdisk
+    call fat_directory
+    jmp .Lsys_directory_out
+.Lsys_directory_ramdisk:
+    mov eax, -ENOENT
+    cmp byte ptr [esi], 0
+    jne .Lsys_directory_out
+    call ramdisk_directory
+.Lsys_directory_out:
+    add esp, PATH_MAX
+    pop edi
+    pop esi
+    ret
+
+# List the RAM disk. In: ebx = frame. Out: eax = bytes or -errno.
+ramdisk_directory:
     push esi
     push edi
     push ebp
     sub esp, SIZEOF_DIRECTORY
-    mov edi, [ebx + FRAME_EDX]      # how many to pass over
+    mov edi, [ebx + FRAME_ESI]      # how many to pass over
     xor ebp, ebp                    # bytes given
     xor esi, esi
 .Ldirectory_next:
@@ -209,13 +239,13 @@ sys_directory:
     sub edi, 1
     jae .Ldirectory_next
     xor edi, edi
-    mov eax, [ebx + FRAME_ECX]
+    mov eax, [ebx + FRAME_EDX]
     sub eax, ebp
     cmp eax, SIZEOF_DIRECTORY
     jb .Ldirectory_done
     mov ecx, esp
     call ramdisk_describe
-    mov eax, [ebx + FRAME_EBX]
+    mov eax, [ebx + FRAME_ECX]
     add eax, ebp
     mov edx, esp
     mov ecx, SIZEOF_DIRECTORY
@@ -258,8 +288,14 @@ ramdisk_describe:
 ramdisk_read:
     push ebx
     mov ebx, eax
+    xor eax, eax
+    cmp [ebx + FILE_POSITION + 4], eax
+    jne .Lramdisk_read_done         # far behind the end
     mov eax, [ebx + FILE_SIZE]
     sub eax, [ebx + FILE_POSITION]
+    ja .Lramdisk_read_some
+    xor eax, eax
+.Lramdisk_read_some:
     cmp ecx, eax
     jbe .Lramdisk_read_within
     mov ecx, eax
@@ -278,6 +314,12 @@ ramdisk_read:
     pop ebx
     ret
 
+# In: eax = file. Out: edx:eax = bytes; CF is clear.
+ramdisk_file_size:
+    mov eax, [eax + FILE_SIZE]
+    xor edx, edx
+    ret
+
 # Never called: such a file is opened for reading alone.
 ramdisk_write:
     mov eax, -EROFS
@@ -286,7 +328,8 @@ ramdisk_write:
 .section .rodata
 .p2align 2
 ramdisk_kind:
-    .long ramdisk_read, ramdisk_write, file_close_nothing, file_no_ioctl
+    .long ramdisk_read, ramdisk_write, file_close_nothing, file_no_ioctl, ramdisk_file_size
+    .long file_no_sync
 
 .section .bss
 .p2align 2

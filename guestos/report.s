@@ -184,6 +184,8 @@ sys_processes:
 .Lprocesses_next:
     cmp dword ptr [esi + PROCESS_STATE], PROCESS_NEW
     jbe .Lprocesses_skip            # FREE or NEW
+    cmp dword ptr [esi + PROCESS_ID], 0
+    je .Lprocesses_skip             # the kernel's own
     lea eax, [edi + SIZEOF_PROCESS_INFO]
     cmp eax, [ebx + FRAME_ECX]
     ja .Lprocesses_done

@@ -137,6 +137,8 @@ schedule_idle:
     call schedule_switch
     jmp schedule_idle
 .Lidle_wait:
+    cmp byte ptr [network_is_behind], 0
+    jne schedule_idle_network
     # The event of whoever makes a process ready from here on ends the wait: it stays pending until
     # the wait begins, for events are masked.
     mov byte ptr [ebx + CPU_SLEEPS], 1
@@ -146,6 +148,11 @@ schedule_idle:
     call port_wait_for_event
     mov byte ptr [ebx + CPU_SLEEPS], 0
     jmp schedule_idle
+# Packets were left for when there is nothing else to do.
+schedule_idle_network:
+    mov dword ptr [schedule_lock], 0
+    call netfront_catch_up
+    jmp schedule_idle
 # The processor is to stop: see smp.s.
 schedule_leave:
     mov dword ptr [schedule_lock], 0
@@ -154,16 +161,27 @@ schedule_leave:
 
 # -- sleeping --------------------------------------------------------------------------------
 
+# Sleep as below, but for what must not be left half done: a signal ends one such sleep at most, and
+# is then waited for by nobody: whoever calls looks whether what it waits for is so, and comes
+# again.
+process_sleep_deaf:
+    xor ecx, ecx
+    jmp .Lsleep_begin
+
 # Sleep until process_wake is called for a channel, or PROCESS_DEADLINE comes, or somebody kills the
 # process. In: eax = channel, any address; edx = 0, or a lock that is held with events masked: it is
 # given back when the process is marked asleep, so that whoever takes it then finds it so. Out:
 # eax = 0, or the signal that the process was killed by. kernel_lock is given back meanwhile. Events
 # are let in afterwards.
 process_sleep:
+    or ecx, -1                      # every signal counts
+.Lsleep_begin:
     push ebx
     push esi
     push edi
+    push ebp
     mov ebx, eax
+    mov ebp, ecx
     mov edi, edx
     PORT_MASK_EVENTS
     mov eax, offset schedule_lock
@@ -174,8 +192,8 @@ process_sleep:
 .Lsleep_unlocked:
     call process_current
     mov esi, eax
-    cmp dword ptr [esi + PROCESS_KILLED], 0
-    jne process_sleep_killed
+    test [esi + PROCESS_KILLED], ebp
+    jnz process_sleep_killed
     mov [esi + PROCESS_CHANNEL], ebx
     mov dword ptr [esi + PROCESS_STATE], PROCESS_SLEEPING
     call time_note_deadline
@@ -187,6 +205,7 @@ process_sleep:
     mov dword ptr [esi + PROCESS_DEADLINE], -1
     mov dword ptr [esi + PROCESS_DEADLINE + 4], -1
     mov eax, [esi + PROCESS_KILLED]
+    pop ebp
     pop edi
     pop esi
     pop ebx

@@ -374,7 +374,7 @@ tty_ioctl:
 .section .rodata
 .p2align 2
 console_kind:
-    .long tty_read, tty_write, file_close_nothing, tty_ioctl
+    .long tty_read, tty_write, file_close_nothing, tty_ioctl, file_no_size, file_no_sync
 
 .section .bss
 .p2align 2

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from xenlite.debug_doors import Debugger, DebugStop
@@ -140,6 +140,9 @@ class MappedRange:
     executable: bool
 
 
+Answer = TypeVar("Answer")
+
+
 class GrantMapping(Protocol):
     """One granted page, mapped by a backend. Offsets and sizes in bytes, within the page."""
 
@@ -166,12 +169,12 @@ class GrantMapping(Protocol):
 
 
 class GrantedPages(Protocol):
-    """Granted pages of one transfer, pinned together. Offsets and sizes in bytes."""
+    """Granted pages of one transfer, pinned together."""
 
     writable: bool
 
-    def views(self, pieces: Sequence[tuple[int, int]]) -> list[memoryview]:
-        """Return (offset, size) of each page, the bytes themselves; the unpin looks after them."""
+    def pages(self) -> list[memoryview]:
+        """Return the pages themselves, whole; the unpin looks after what is written there."""
 
 
 class Link(Protocol):
@@ -185,11 +188,38 @@ class Link(Protocol):
     def unmap_grant(self, mapping: GrantMapping) -> None:
         """Give the page back; the mapping may not be used again."""
 
+    def with_grants(
+        self,
+        granter: int,
+        refs: Sequence[int],
+        use: Callable[[list[memoryview]], Answer],
+        *,
+        writable: bool,
+    ) -> Answer:
+        """Have ``use`` read, or write, the pages that ``granter`` offers under ``refs``.
+
+        All are checked, or Refused, before it is called with them; they are whole pages, and good
+        during that call alone, in which nothing of a guest runs. Nothing is pinned or mapped.
+        """
+
     def pin_grants(self, granter: int, refs: Sequence[int], *, writable: bool) -> GrantedPages:
         """Pin the pages that ``granter`` offers under ``refs`` for one transfer, all or none."""
 
     def unpin_grants(self, pages: GrantedPages) -> None:
         """Give them back, on the main thread; they may not be used again."""
+
+    def copy_from_grants(
+        self, granter: int, refs: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]
+    ) -> list[bytes]:
+        """Copy pieces, of a byte at least, out of the pages that ``granter`` offers under ``refs``.
+
+        One that is refused, or does not lie in its page, comes back empty; the others don't suffer.
+        """
+
+    def copy_to_grants(
+        self, granter: int, refs: Sequence[int], offsets: Sequence[int], contents: Sequence[bytes]
+    ) -> list[int]:
+        """Copy into pages that ``granter`` offers; return the indexes of what was refused."""
 
     def bind_interdomain(self, remote: int, remote_port: int) -> int:
         """Join ``remote``'s unbound port; return the local port."""
@@ -203,13 +233,18 @@ class Link(Protocol):
     def on_event(self, port: int, handler: Callable[[], None]) -> None:
         """Run ``handler`` outside any trap each time ``port`` has become pending."""
 
-    def defer(self, work: Callable[[], None]) -> None:
-        """Run ``work`` once, soon, outside any trap. Callable from any thread."""
+    def defer(self, work: Callable[[], None], *, charge: int | None = None) -> None:
+        """Run ``work`` once, soon, outside any trap. Callable from any thread.
+
+        Its time is taken from the share of the domain ``charge``, if there is such.
+        """
 
     def now_ns(self) -> int:
         """Read the machine's monotonic clock."""
 
-    def call_at(self, deadline_ns: int, work: Callable[[], None]) -> None:
+    def call_at(
+        self, deadline_ns: int, work: Callable[[], None], *, charge: int | None = None
+    ) -> None:
         """Run ``work`` once, outside any trap, when the machine's clock has come so far."""
 
 
@@ -245,8 +280,8 @@ class Control(Protocol):
     def enable_assist(self, domid: int, assist: int) -> None:
         """Turn on ``vm_assist`` type ``assist`` before the kernel's first instruction."""
 
-    def set_m2p(self, domid: int, mfn: int, pfn: int) -> None:
-        """Record which pfn the domain calls ``mfn``."""
+    def set_m2p(self, domid: int, mfns: Sequence[int]) -> None:
+        """Record that the domain calls these frames by the pfns from 0 on."""
 
     def read_frame(self, domid: int, mfn: int, offset: int, size: int) -> bytes:
         """Read inside one frame of the domain; sizes in bytes."""

@@ -3,13 +3,15 @@
 
 An event for a port with a handler queues that handler; it runs in the hypervisor's loop, after the
 guest has been left, and once however many events came before it ran. Its time is charged to the
-domain at the port's other end: asking a backend for work gives nobody more than its share.
+domain at the port's other end: asking a backend for work gives nobody more than its share. What a
+backend puts off is charged to whom it names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from xenlite.abi.x86_32p import EINVAL, ESRCH
 from xenlite.core.maptrack import MappedGrant, PinnedPages
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from xenlite.core.domain import Domain
     from xenlite.doors import GrantedPages, GrantMapping
     from xenlite.hypervisor import Hypervisor
+
+Answer = TypeVar("Answer")
 
 
 class LinkDoor:
@@ -43,6 +47,23 @@ class LinkDoor:
             raise Refused(EINVAL, "grants.not-mapped")
         self._domain.maptrack.unmap(mapping)
 
+    def with_grants(
+        self,
+        granter: int,
+        refs: Sequence[int],
+        use: Callable[[list[memoryview]], Answer],
+        *,
+        writable: bool,
+    ) -> Answer:
+        """Check the pages that ``granter`` offers under ``refs``, and call ``use`` with them."""
+        memory = self._hypervisor.machine.memory
+        mfns = self._peer(granter).grants.check(refs, self.domid, writable=writable)
+        try:
+            return use(memory.pages(mfns))
+        finally:
+            if writable:
+                memory.wrote_all(mfns)
+
     def pin_grants(self, granter: int, refs: Sequence[int], *, writable: bool) -> PinnedPages:
         """Pin the pages that ``granter`` offers under ``refs`` for one transfer, all or none."""
         return self._domain.maptrack.pin(self._peer(granter).grants, refs, writable=writable)
@@ -52,6 +73,18 @@ class LinkDoor:
         if not isinstance(pages, PinnedPages):
             raise Refused(EINVAL, "grants.not-mapped")
         self._domain.maptrack.unpin(pages)
+
+    def copy_from_grants(
+        self, granter: int, refs: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]
+    ) -> list[bytes]:
+        """Copy pieces out of the pages that ``granter`` offers; empty where one is refused."""
+        return self._peer(granter).grants.copy_from(self.domid, refs, offsets, sizes)
+
+    def copy_to_grants(
+        self, granter: int, refs: Sequence[int], offsets: Sequence[int], contents: Sequence[bytes]
+    ) -> list[int]:
+        """Copy into pages that ``granter`` offers; return the indexes of what was refused."""
+        return self._peer(granter).grants.copy_to(self.domid, refs, offsets, contents)
 
     def bind_interdomain(self, remote: int, remote_port: int) -> int:
         """Join ``remote``'s unbound port; return the local port."""
@@ -71,17 +104,20 @@ class LinkDoor:
         """Run ``handler`` outside any trap each time ``port`` has become pending."""
         self._handlers[port] = handler
 
-    def defer(self, work: Callable[[], None]) -> None:
-        """Run ``work`` once, soon, outside any trap. Callable from any thread."""
-        self._hypervisor.defer(work)
+    def defer(self, work: Callable[[], None], *, charge: int | None = None) -> None:
+        """Run ``work`` once, soon, outside any trap, at a domain's expense. From any thread."""
+        self._hypervisor.defer(work if charge is None else partial(self._run_for, charge, work))
 
     def now_ns(self) -> int:
         """Read the machine's monotonic clock."""
         return self._hypervisor.machine.clock.monotonic_ns()
 
-    def call_at(self, deadline_ns: int, work: Callable[[], None]) -> None:
+    def call_at(
+        self, deadline_ns: int, work: Callable[[], None], *, charge: int | None = None
+    ) -> None:
         """Run ``work`` once, outside any trap, when the machine's clock has come so far."""
-        self._hypervisor.machine.timers.arm(Timer(work), deadline_ns)
+        fire = work if charge is None else partial(self._run_for, charge, work)
+        self._hypervisor.machine.timers.arm(Timer(fire), deadline_ns)
 
     def _pending(self, port: int) -> None:
         if port in self._handlers and port not in self._queued:
@@ -95,11 +131,15 @@ class LinkDoor:
         self._queued.discard(port)
         channel = self._domain.events.channel(port)
         assert channel is not None, port
+        self._run_for(channel.remote, self._handlers[port])
+
+    def _run_for(self, domid: int, work: Callable[[], None]) -> None:
+        """Do what a domain has asked for; its time is that domain's, if it is still there."""
         clock = self._hypervisor.machine.clock
         started_ns = clock.monotonic_ns()
-        self._handlers[port]()
+        work()
         now_ns = clock.monotonic_ns()
-        self._hypervisor.scheduler.charge(channel.remote, now_ns - started_ns, now_ns)
+        self._hypervisor.scheduler.charge(domid, now_ns - started_ns, now_ns)
 
     def _peer(self, domid: int) -> Domain:
         domain = self._hypervisor.domains.get(domid)

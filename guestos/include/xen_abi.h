@@ -622,6 +622,7 @@ typedef uint32_t RING_IDX;
 
 /* netif_limits */
 #define XEN_NETIF_MAX_TX_SIZE 0xFFFF
+#define XEN_NETIF_NR_SLOTS_MIN 18
 
 /* netif_extra */
 #define XEN_NETIF_EXTRA_TYPE_NONE 0
@@ -2193,6 +2194,82 @@ _Static_assert(sizeof(struct blkif_response) == 12, "ABI");
 _Static_assert(offsetof(struct blkif_response, id) == 0, "ABI");
 _Static_assert(offsetof(struct blkif_response, operation) == 8, "ABI");
 _Static_assert(offsetof(struct blkif_response, status) == 10, "ABI");
+
+/* A block request of a 64-bit frontend. */
+struct blkif_x86_64_request {
+    uint8_t operation;
+    uint8_t nr_segments;
+    uint16_t handle;
+    uint32_t pad0;
+    uint64_t id;
+    uint64_t sector_number;
+    struct blkif_request_segment seg[11];
+};
+_Static_assert(sizeof(struct blkif_x86_64_request) == 112, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request, operation) == 0, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request, nr_segments) == 1, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request, handle) == 2, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request, pad0) == 4, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request, id) == 8, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request, sector_number) == 16, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request, seg) == 24, "ABI");
+
+/* A discard request of a 64-bit frontend. */
+struct blkif_x86_64_request_discard {
+    uint8_t operation;
+    uint8_t flag;
+    uint16_t handle;
+    uint32_t pad0;
+    uint64_t id;
+    uint64_t sector_number;
+    uint64_t nr_sectors;
+};
+_Static_assert(sizeof(struct blkif_x86_64_request_discard) == 32, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_discard, operation) == 0, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_discard, flag) == 1, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_discard, handle) == 2, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_discard, pad0) == 4, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_discard, id) == 8, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_discard, sector_number) == 16, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_discard, nr_sectors) == 24, "ABI");
+
+/* The request of a 64-bit frontend whose segments are in granted frames. */
+struct blkif_x86_64_request_indirect {
+    uint8_t operation;
+    uint8_t indirect_op;
+    uint16_t nr_segments;
+    uint32_t pad0;
+    uint64_t id;
+    uint64_t sector_number;
+    uint16_t handle;
+    uint16_t pad1;
+    grant_ref_t indirect_grefs[8];
+    uint32_t pad2;
+};
+_Static_assert(sizeof(struct blkif_x86_64_request_indirect) == 64, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, operation) == 0, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, indirect_op) == 1, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, nr_segments) == 2, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, pad0) == 4, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, id) == 8, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, sector_number) == 16, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, handle) == 24, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, pad1) == 26, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, indirect_grefs) == 28, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_request_indirect, pad2) == 60, "ABI");
+
+/* The answer to a block request of a 64-bit frontend. */
+struct blkif_x86_64_response {
+    uint64_t id;
+    uint8_t operation;
+    int16_t status;
+    uint32_t pad;
+};
+_Static_assert(sizeof(struct blkif_x86_64_response) == 16, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_response, id) == 0, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_response, operation) == 8, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_response, status) == 10, "ABI");
+_Static_assert(offsetof(struct blkif_x86_64_response, pad) == 12, "ABI");
 
 /* A piece of a packet to send. */
 struct netif_tx_request {

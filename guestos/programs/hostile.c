@@ -60,7 +60,7 @@ static void try_addresses(void)
         must_refuse("clock_gettime", bad, system_call(SYS_clock_gettime, 1, bad, 0));
         must_refuse("processes", bad, system_call(SYS_processes, bad, 4096, 0));
         must_refuse("memory", bad, system_call(SYS_memory, bad, 4096, 0));
-        must_refuse("directory", bad, system_call(SYS_directory, bad, 4096, 0));
+        must_refuse("directory", bad, system_call(SYS_directory, bad, bad, 4096));
         if (bad) {
             int id = must_fork();
             if (id == 0)

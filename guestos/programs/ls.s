@@ -1,24 +1,30 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 #
-# ls: list the files of the RAM disk: size, and a star behind what can be run.
+# ls: list a directory: size, and a star behind what can be run, a slash behind directories.
 
 .include "lib/program.inc"
 
-USAGE "usage: ls\n"
+USAGE "usage: ls [DIRECTORY]\n"
 
 .section .text
-.equ LS_ENTRIES, 8
+.equ LS_ENTRIES, 32
 
 main:
-    cmp eax, 1
-    jne usage
+    cmp eax, 2
+    ja usage
+    mov eax, offset ls_root
+    jb .Lls_begin
+    mov eax, [edx + 4]
+.Lls_begin:
+    mov [ls_path], eax
     xor edi, edi                    # number of the next entry
 .Lls_more:
-    mov ebx, offset ls_entries
-    mov ecx, LS_ENTRIES * SIZEOF_DIRECTORY
-    mov edx, edi
+    mov ebx, [ls_path]
+    mov ecx, offset ls_entries
+    mov edx, LS_ENTRIES * SIZEOF_DIRECTORY
+    mov esi, edi
     SYSTEM_CALL directory
-    mov edx, offset ls_what
+    mov edx, [ls_path]
     test eax, eax
     js fail
     jz .Lls_done
@@ -31,9 +37,15 @@ main:
     PRINT " "
     lea eax, [esi + DIRECTORY_NAME]
     call put_text
-    test dword ptr [esi + DIRECTORY_MODE], 0x49     # 0111
+    mov eax, [esi + DIRECTORY_MODE]
+    cmp eax, MODE_DIRECTORY
+    je .Lls_directory
+    test eax, 0x49                  # 0111
     jz .Lls_plain
     PRINT "*"
+    jmp .Lls_plain
+.Lls_directory:
+    PRINT "/"
 .Lls_plain:
     PRINT "\n"
     inc edi
@@ -46,10 +58,12 @@ main:
     ret
 
 .section .rodata
-ls_what:
-    .asciz "directory"
+ls_root:
+    .asciz "/"
 
 .section .bss
 .p2align 2
+ls_path:
+    .space 4
 ls_entries:
     .space LS_ENTRIES * SIZEOF_DIRECTORY

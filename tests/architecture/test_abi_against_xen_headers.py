@@ -16,10 +16,10 @@ NEEDED = "this test needs Debian's packages libxen-dev and gcc-multilib"
 XEN = "/usr/include/xen/"
 
 
-def gcc(*arguments: str | Path) -> str:
-    """Run the compiler for 32-bit x86 and return its output; fail when it or the headers fail."""
+def gcc(*arguments: str | Path, target: str = "-m32") -> str:
+    """Run the compiler for x86 and return its output; fail when it or the headers fail."""
     assert shutil.which("gcc"), NEEDED
-    command = ["gcc", "-m32", *map(str, arguments)]
+    command = ["gcc", target, *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{NEEDED}\n{result.stderr}"
     return result.stdout
@@ -97,3 +97,34 @@ def test_sources_named_by_the_reference_page_define_the_constants(macros: dict[s
 def test_generated_c_header_compiles_and_holds_its_own_assertions() -> None:
     header = ROOT / "guestos/include/xen_abi.h"
     gcc("-std=c11", "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "-x", "c", header)
+
+
+def test_block_requests_of_64_bit_frontends_are_laid_out_as_their_compiler_does(
+    tmp_path: Path,
+) -> None:
+    asked = {}
+    for one in (
+        x86_32p.BlkifX8664Request,
+        x86_32p.BlkifX8664RequestDiscard,
+        x86_32p.BlkifX8664RequestIndirect,
+        x86_32p.BlkifX8664Response,
+    ):
+        name = re.sub(r"(?<!^)(?=[A-Z])", "_", one.__name__.replace("X8664", "")).lower()
+        prefix = name.replace("blkif", "blkif_x86_64").upper()
+        asked[f"sizeof(struct {name})"] = getattr(x86_32p, f"SIZEOF_{prefix}")
+        for field in one.__slots__:
+            asked[f"offsetof(struct {name}, {field})"] = getattr(
+                x86_32p, f"{prefix}_{field.upper()}"
+            )
+    source, program = tmp_path / "sizes.c", tmp_path / "sizes"
+    lines = [f'printf("%zu\\n", {expression});' for expression in asked]
+    source.write_text(
+        "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <xen/xen.h>\n"
+        "#include <xen/io/ring.h>\n#include <xen/grant_table.h>\n#include <xen/io/blkif.h>\n"
+        "int main(void) {\n" + "\n".join(lines) + "\nreturn 0;\n}\n"
+    )
+
+    gcc("-w", "-o", program, source, target="-m64")
+
+    found = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    assert list(map(int, found.split())) == list(asked.values())

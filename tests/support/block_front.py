@@ -9,107 +9,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from struct import pack
+from struct import Struct, pack
 
+from tests.support.front_domain import PAGE, GuestPage, PlainStore
 from xenlite.abi.x86_32p import (
+    BLKIF_OP_DISCARD,
     BLKIF_OP_INDIRECT,
     BLKIF_OP_READ,
-    SIZEOF_BLKIF_REQUEST,
-    BlkifRequestIndirect,
+    XEN_IO_PROTO_ABI_X86_32,
+    XEN_IO_PROTO_ABI_X86_64,
     BlkifRequestSegment,
-    BlkifResponse,
     GTF_permit_access,
 )
-from xenlite.dom0.blkif import ring_shape
 from xenlite.dom0.image import Image, RawImage
 from xenlite.dom0.ring import Page
-from xenlite.dom0.slot_ring import FrontRing, JoinedPages
+from xenlite.dom0.slot_ring import FrontRing, JoinedPages, shape
 from xenlite.dom0.vbd import Vbd, vbd_paths
 from xenlite.dom0.xenbus import State
 from xenlite.hypervisor import Hypervisor
 
-PAGE = 4096
 NUMBER = 51712
 FIRST_REF = 16  # of the pages; the ring's come before
 
 
-class PlainStore:
-    """Nodes and watches, without rights or a wire; watches are told in the hypervisor's loop."""
+@dataclass(frozen=True)
+class Layout:
+    """What a frontend's compiler makes of blkif.h, written down apart from the backend's."""
 
-    def __init__(self, defer: Callable[[Callable[[], None]], None]) -> None:
-        self.nodes: dict[str, str] = {}
-        self.history: list[tuple[str, str]] = []
-        self._watches: list[tuple[str, Callable[[], None]]] = []
-        self._defer = defer
-
-    def read(self, path: str) -> str | None:
-        """Return a node's value."""
-        return self.nodes.get(path)
-
-    def write(self, path: str, value: str) -> None:
-        """Set a node's value."""
-        self.nodes[path] = value
-        self.history.append((path, value))
-        self._tell(path)
-
-    def remove(self, path: str) -> None:
-        """Remove a node and what is below."""
-        for node in [node for node in self.nodes if f"{node}/".startswith(f"{path}/")]:
-            del self.nodes[node]
-            self._tell(node)
-
-    def watch(self, path: str, changed: Callable[[], None]) -> object:
-        """Call ``changed`` after each change of a node or what is below; and once at first."""
-        watch = (path, changed)
-        self._watches.append(watch)
-        self._defer(changed)
-        return watch
-
-    def unwatch(self, watch: object) -> None:
-        """End a watch."""
-        self._watches = [one for one in self._watches if one is not watch]
-
-    def _tell(self, path: str) -> None:
-        for watched, changed in self._watches:
-            if f"{path}/".startswith(f"{watched}/"):
-                self._defer(changed)
+    request: Struct
+    indirect: Struct
+    discard: Struct
+    response: Struct
+    slot: int
 
 
-class _GuestPage:
-    """One page of the domain, as its own kernel sees it."""
-
-    def __init__(self, hypervisor: Hypervisor, mfn: int) -> None:
-        self._memory = hypervisor.machine.memory
-        self._start = mfn * PAGE
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._memory.read(self._start + offset, size)
-
-    def write(self, offset: int, data: bytes) -> None:
-        self._memory.write(self._start + offset, data)
-
-    def read_u32(self, offset: int) -> int:
-        return self._memory.m32[(self._start + offset) >> 2]
-
-    def write_u32(self, offset: int, value: int) -> None:
-        self._memory.m32[(self._start + offset) >> 2] = value
+LAYOUTS = {
+    XEN_IO_PROTO_ABI_X86_32: Layout(
+        Struct("<BBHQQ88s"), Struct("<BBHQQH2x8I"), Struct("<BBHQQQ"), Struct("<QBxh"), 108
+    ),
+    XEN_IO_PROTO_ABI_X86_64: Layout(
+        Struct("<BBH4xQQ88s"), Struct("<BBH4xQQH2x8I"), Struct("<BBH4xQQQ"), Struct("<QBxh4x"), 112
+    ),
+}
 
 
 class Front:
     """The frontend, and the backend that it talks to."""
 
-    def __init__(self, image: Image, *, read_only: bool = False, latency_ns: int = 0) -> None:
+    def __init__(
+        self,
+        image: Image,
+        *,
+        read_only: bool = False,
+        latency_ns: int = 0,
+        hypervisor: Hypervisor | None = None,
+        pages: int = 600,
+    ) -> None:
         self._image = image
-        self.hypervisor = Hypervisor(32 << 20)
+        self._is_alone = hypervisor is None
+        self.hypervisor = hypervisor or Hypervisor(32 << 20)
+        self.layout = LAYOUTS[XEN_IO_PROTO_ABI_X86_32]
         control = self.control = self.hypervisor.control()
-        self.domid = control.create_domain("front", max_pages=600, max_vcpus=1)
-        self.mfns = control.populate(self.domid, 600)
+        self.domid = control.create_domain("front", max_pages=pages, max_vcpus=1)
+        self.mfns = control.populate(self.domid, pages)
         self.domain = self.hypervisor.domains[self.domid]
         self.domain.grants.grow(2)
         link = self.hypervisor.link(0)
         self.store = PlainStore(link.defer)
         self.paths = vbd_paths(0, self.domid, NUMBER)
+        self.write("state", State.INITIALISING.value)
         self.said: list[str] = []
         self.vbd = Vbd(
             link,
@@ -133,9 +103,9 @@ class Front:
         maddr = self.domain.grants.mfns[table] * PAGE + index * 8
         self.hypervisor.machine.memory.write(maddr, content)
 
-    def page(self, number: int) -> _GuestPage:
+    def page(self, number: int) -> GuestPage:
         """Return a page of the domain."""
-        return _GuestPage(self.hypervisor, self.mfns[number])
+        return GuestPage(self.hypervisor, self.mfns[number])
 
     def settle(self, until: Callable[[], bool] | None = None, seconds: float = 10) -> None:
         """Let the backend work until it has nothing to do, or something holds."""
@@ -161,12 +131,22 @@ class Front:
         """Write a node of the frontend."""
         self.store.write(f"{self.paths.frontend}/{name}", str(value))
 
-    def connect(self, *, pages: int = 1, persistent: bool = False, start: int = 0) -> None:
+    def connect(
+        self,
+        *,
+        pages: int = 1,
+        persistent: bool = False,
+        start: int = 0,
+        protocol: str | None = XEN_IO_PROTO_ABI_X86_32,
+    ) -> None:
         """Make a ring of the first pages, and let the backend join it."""
+        self.layout = LAYOUTS[protocol or XEN_IO_PROTO_ABI_X86_32]
         for ref in range(pages):
             self.offer(ref, ref)
         joined: Page = JoinedPages([self.page(n) for n in range(pages)])
-        self.ring = FrontRing(joined, ring_shape(pages), start)
+        self.ring = FrontRing(
+            joined, shape("front", self.layout.slot, self.layout.response.size, pages), start
+        )
         self.port = self.domain.events.alloc_unbound(0)
         if pages == 1:
             self.write("ring-ref", 0)
@@ -175,7 +155,8 @@ class Front:
             for n in range(pages):
                 self.write(f"ring-ref{n}", n)
         self.write("event-channel", self.port)
-        self.write("protocol", "x86_32-abi")
+        if protocol is not None:
+            self.write("protocol", protocol)
         self.write("feature-persistent", int(persistent))
         self.show(State.INITIALISED)
 
@@ -191,16 +172,11 @@ class Front:
     ) -> int:
         """Put a request into the ring; return its id. Segments are (ref, first, last)."""
         self._next_id += 1
-        head = pack(
-            "<BBHQQ",
-            operation,
-            len(segments) if count is None else count,
-            0,
-            self._next_id,
-            sector,
-        )
         raw = b"".join(BlkifRequestSegment(*segment).pack() for segment in segments)
-        self.ring.put((head + raw).ljust(SIZEOF_BLKIF_REQUEST, b"\0"))
+        nr_segments = len(segments) if count is None else count
+        self._put(
+            self.layout.request.pack(operation, nr_segments, 0, self._next_id, sector, raw[:88])
+        )
         return self._next_id
 
     def put_indirect(
@@ -212,17 +188,19 @@ class Front:
         for n in range(0, max(len(raw), 1), PAGE):
             self.page(page + n // PAGE).write(0, raw[n : n + PAGE])
             self.offer(page + n // PAGE, page + n // PAGE)
-        request = BlkifRequestIndirect(
-            BLKIF_OP_INDIRECT,
-            operation,
-            len(segments),
-            self._next_id,
-            sector,
-            0,
-            tuple(range(page, page + 8)),
-        )
-        self.ring.put(request.pack().ljust(SIZEOF_BLKIF_REQUEST, b"\0"))
+        head = (BLKIF_OP_INDIRECT, operation, len(segments), self._next_id, sector, 0)
+        self._put(self.layout.indirect.pack(*head, *range(page, page + 8)))
         return self._next_id
+
+    def put_discard(self, sector: int, sectors: int) -> int:
+        """Put a request to discard sectors; return its id."""
+        self._next_id += 1
+        head = (BLKIF_OP_DISCARD, 0, 0, self._next_id)
+        self._put(self.layout.discard.pack(*head, sector, sectors))
+        return self._next_id
+
+    def _put(self, request: bytes) -> None:
+        self.ring.put(request.ljust(self.layout.slot, b"\0"))
 
     def send(self) -> None:
         """Publish what was put in, and notify if the backend wants it."""
@@ -233,10 +211,12 @@ class Front:
         """Wait until the backend is idle; return the status of each answered request."""
         self.send()
         self.settle()
-        found = [BlkifResponse.unpack(raw) for raw in self.ring.take(999)]
+        layout = self.layout.response
+        found = [layout.unpack_from(raw) for raw in self.ring.take(999)]
         self.ring.has_more()
-        assert len({answer.id for answer in found}) == len(found), "an id twice"
-        return {answer.id: answer.status for answer in found}
+        statuses = {request: status for request, _, status in found}
+        assert len(statuses) == len(found), "an id twice"
+        return statuses
 
     def ask(
         self,
@@ -264,8 +244,10 @@ class Front:
         self._image.close()
         assert self.control.audit() == []
         assert list(self.domain.grants.uses()) == []
-        assert list(self.hypervisor.domains[0].maptrack.pins()) == []
-        self.hypervisor.close()
+        pins = self.hypervisor.domains[0].maptrack.pins()
+        assert [ref for table, ref, _, _ in pins if table is self.domain.grants] == []
+        if self._is_alone:
+            self.hypervisor.close()
 
 
 @contextmanager

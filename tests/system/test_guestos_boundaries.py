@@ -332,6 +332,7 @@ def test_the_check_notices_an_event_that_is_cleared_after_it_was_served(
     clear = "    lock btr dword ptr [shared_info + SHARED_INFO_EVTCHN_PENDING + ebx * 4], edi\n"
     serve = "    call dword ptr [event_handlers + eax * 4]\n"
     between = "    mov eax, ebx\n    shl eax, 5\n    or eax, edi\n"
+    between += "    mov edx, [event_arguments + eax * 4]\n"
     order = (clear + between + serve, between + serve + clear)
     main = changed(tmp_path, "events.s", *order)
     stepper = Stepper(assemble(main), monkeypatch, f"kernel={main}")

@@ -1035,6 +1035,7 @@ NETTXF_extra_info: Final = 8
 
 # netif_limits, public/io/netif.h
 XEN_NETIF_MAX_TX_SIZE: Final = 0xFFFF
+XEN_NETIF_NR_SLOTS_MIN: Final = 18
 
 # netif_extra, public/io/netif.h
 XEN_NETIF_EXTRA_TYPE_NONE: Final = 0
@@ -1788,7 +1789,6 @@ UNIMPLEMENTED_OPERATIONS: Final[dict[str, dict[int, str]]] = {
     },
     "grant_table_op": {
         3: "Xen has it no more",
-        4: "no kernel needs it where backends copy, and Xen can leave it out too",
         9: "it belongs to version 2",
     },
     "event_channel_op": {
@@ -2604,6 +2604,46 @@ SIZEOF_BLKIF_RESPONSE: Final = 12
 BLKIF_RESPONSE_ID: Final = 0
 BLKIF_RESPONSE_OPERATION: Final = 8
 BLKIF_RESPONSE_STATUS: Final = 10
+
+# blkif_x86_64_request
+SIZEOF_BLKIF_X86_64_REQUEST: Final = 112
+BLKIF_X86_64_REQUEST_OPERATION: Final = 0
+BLKIF_X86_64_REQUEST_NR_SEGMENTS: Final = 1
+BLKIF_X86_64_REQUEST_HANDLE: Final = 2
+BLKIF_X86_64_REQUEST_PAD0: Final = 4
+BLKIF_X86_64_REQUEST_ID: Final = 8
+BLKIF_X86_64_REQUEST_SECTOR_NUMBER: Final = 16
+BLKIF_X86_64_REQUEST_SEG: Final = 24
+
+# blkif_x86_64_request_discard
+SIZEOF_BLKIF_X86_64_REQUEST_DISCARD: Final = 32
+BLKIF_X86_64_REQUEST_DISCARD_OPERATION: Final = 0
+BLKIF_X86_64_REQUEST_DISCARD_FLAG: Final = 1
+BLKIF_X86_64_REQUEST_DISCARD_HANDLE: Final = 2
+BLKIF_X86_64_REQUEST_DISCARD_PAD0: Final = 4
+BLKIF_X86_64_REQUEST_DISCARD_ID: Final = 8
+BLKIF_X86_64_REQUEST_DISCARD_SECTOR_NUMBER: Final = 16
+BLKIF_X86_64_REQUEST_DISCARD_NR_SECTORS: Final = 24
+
+# blkif_x86_64_request_indirect
+SIZEOF_BLKIF_X86_64_REQUEST_INDIRECT: Final = 64
+BLKIF_X86_64_REQUEST_INDIRECT_OPERATION: Final = 0
+BLKIF_X86_64_REQUEST_INDIRECT_INDIRECT_OP: Final = 1
+BLKIF_X86_64_REQUEST_INDIRECT_NR_SEGMENTS: Final = 2
+BLKIF_X86_64_REQUEST_INDIRECT_PAD0: Final = 4
+BLKIF_X86_64_REQUEST_INDIRECT_ID: Final = 8
+BLKIF_X86_64_REQUEST_INDIRECT_SECTOR_NUMBER: Final = 16
+BLKIF_X86_64_REQUEST_INDIRECT_HANDLE: Final = 24
+BLKIF_X86_64_REQUEST_INDIRECT_PAD1: Final = 26
+BLKIF_X86_64_REQUEST_INDIRECT_INDIRECT_GREFS: Final = 28
+BLKIF_X86_64_REQUEST_INDIRECT_PAD2: Final = 60
+
+# blkif_x86_64_response
+SIZEOF_BLKIF_X86_64_RESPONSE: Final = 16
+BLKIF_X86_64_RESPONSE_ID: Final = 0
+BLKIF_X86_64_RESPONSE_OPERATION: Final = 8
+BLKIF_X86_64_RESPONSE_STATUS: Final = 10
+BLKIF_X86_64_RESPONSE_PAD: Final = 12
 
 # netif_tx_request
 SIZEOF_NETIF_TX_REQUEST: Final = 12
@@ -3771,6 +3811,66 @@ class BlkifResponse(Structure):
     LAYOUT: ClassVar = Struct("<QB1xh")
 
 
+class BlkifX8664Request(Structure):
+    """A block request of a 64-bit frontend."""
+
+    __slots__ = ("operation", "nr_segments", "handle", "id", "sector_number", "seg")
+    operation: int
+    nr_segments: int
+    handle: int
+    id: int
+    sector_number: int
+    seg: tuple[BlkifRequestSegment, ...]
+    LAYOUT: ClassVar = Struct("<BBH4xQQ88s")
+    PARTS: ClassVar[dict[str, Part]] = {"seg": nested_array(BlkifRequestSegment, 11)}
+
+
+class BlkifX8664RequestDiscard(Structure):
+    """A discard request of a 64-bit frontend."""
+
+    __slots__ = ("operation", "flag", "handle", "id", "sector_number", "nr_sectors")
+    operation: int
+    flag: int
+    handle: int
+    id: int
+    sector_number: int
+    nr_sectors: int
+    LAYOUT: ClassVar = Struct("<BBH4xQQQ")
+
+
+class BlkifX8664RequestIndirect(Structure):
+    """The request of a 64-bit frontend whose segments are in granted frames."""
+
+    __slots__ = (
+        "operation",
+        "indirect_op",
+        "nr_segments",
+        "id",
+        "sector_number",
+        "handle",
+        "indirect_grefs",
+    )
+    operation: int
+    indirect_op: int
+    nr_segments: int
+    id: int
+    sector_number: int
+    handle: int
+    indirect_grefs: tuple[int, ...]
+    LAYOUT: ClassVar = Struct("<BBH4xQQH2x32s4x")
+    PARTS: ClassVar[dict[str, Part]] = {"indirect_grefs": array("I", 8)}
+
+
+class BlkifX8664Response(Structure):
+    """The answer to a block request of a 64-bit frontend."""
+
+    __slots__ = ("id", "operation", "status")
+    id: int
+    operation: int
+    status: int
+    LAYOUT: ClassVar = Struct("<QB1xh4x")
+
+
 class NetifTxRequest(Structure):
     """A piece of a packet to send."""
 
@@ -3978,6 +4078,10 @@ STRUCTURES: Final[dict[str, type[Structure]]] = {
     "blkif_request_discard": BlkifRequestDiscard,
     "blkif_request_indirect": BlkifRequestIndirect,
     "blkif_response": BlkifResponse,
+    "blkif_x86_64_request": BlkifX8664Request,
+    "blkif_x86_64_request_discard": BlkifX8664RequestDiscard,
+    "blkif_x86_64_request_indirect": BlkifX8664RequestIndirect,
+    "blkif_x86_64_response": BlkifX8664Response,
     "netif_tx_request": NetifTxRequest,
     "netif_tx_response": NetifTxResponse,
     "netif_rx_request": NetifRxRequest,

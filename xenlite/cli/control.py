@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -64,6 +64,7 @@ def list_domains(client: ControlClient, options: argparse.Namespace) -> None:
 
 _DOMAIN_ROW: Final = "{:<40} {:>5} {:>5} {:>5} {:>10} {:>8}"
 _DISK_ROW: Final = "{:<5} {:<3} {:<6} {:<5} {:<6} {:<8} {}"
+_CARD_ROW: Final = "{:<3} {:<2} {:<17} {:<6} {:<5} {:<6} {:<15} {}"
 
 
 def join_console(client: ControlClient, options: argparse.Namespace) -> None:
@@ -92,6 +93,32 @@ def detach_disk(client: ControlClient, options: argparse.Namespace) -> None:
         "block-detach",
         domain=options.domain,
         vdev=options.vdev,
+        force=options.force,
+        seconds=options.timeout,
+    )
+
+
+def list_cards(client: ControlClient, options: argparse.Namespace) -> None:
+    """Print the network cards of a domain."""
+    heads = ("Idx", "BE", "Mac Addr.", "handle", "state", "evt-ch", "tx-/rx-ring-ref", "BE-path")
+    _row(_CARD_ROW, *heads)
+    for card in client.ask("network-list", domain=options.domain):
+        rings = f"{card.pop('tx_ring_ref')}/{card.pop('rx_ring_ref')}"
+        *cells, path = card.values()
+        _row(_CARD_ROW, *cells, rings, path)
+
+
+def attach_card(client: ControlClient, options: argparse.Namespace) -> None:
+    """Give a domain a network card."""
+    client.ask("network-attach", domain=options.domain, vif=",".join(options.vif))
+
+
+def detach_card(client: ControlClient, options: argparse.Namespace) -> None:
+    """Take a network card away."""
+    client.ask(
+        "network-detach",
+        domain=options.domain,
+        vif=options.vif,
         force=options.force,
         seconds=options.timeout,
     )
@@ -127,6 +154,9 @@ VERBS: Final[dict[str, str]] = {
     "block-attach": "give a running domain a disk",
     "block-detach": "take a disk away from a running domain",
     "block-list": "list the disks of a domain",
+    "network-attach": "give a running domain a network card",
+    "network-detach": "take a network card away from a running domain",
+    "network-list": "list the network cards of a domain",
 }
 
 
@@ -153,6 +183,26 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     attaching.set_defaults(control_verb=attach_disk)
     detaching = parsers["block-detach"]
     detaching.add_argument("vdev", help="as in xvdb, or its number")
+    _add_detaching(detaching)
+    detaching.set_defaults(control_verb=detach_disk)
+    parsers["block-list"].set_defaults(control_verb=list_disks)
+    _add_card_arguments(parsers)
+
+
+def _add_card_arguments(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
+    attaching = parsers["network-attach"]
+    attaching.add_argument(
+        "vif", nargs="*", help="as in dom.yaml: bridge=xenbr0 mac=...; nothing for a usual one"
+    )
+    attaching.set_defaults(control_verb=attach_card)
+    detaching = parsers["network-detach"]
+    detaching.add_argument("vif", help="its number or address")
+    _add_detaching(detaching)
+    detaching.set_defaults(control_verb=detach_card)
+    parsers["network-list"].set_defaults(control_verb=list_cards)
+
+
+def _add_detaching(detaching: argparse.ArgumentParser) -> None:
     detaching.add_argument(
         "-f", "--force", action="store_true", help="at once, whatever the guest does with it"
     )
@@ -163,8 +213,6 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
         metavar="SECONDS",
         help=f"how long the guest may take to close it ({DETACH_SECONDS})",
     )
-    detaching.set_defaults(control_verb=detach_disk)
-    parsers["block-list"].set_defaults(control_verb=list_disks)
 
 
 def _add(

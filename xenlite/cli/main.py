@@ -188,6 +188,13 @@ def _add_run(
     parser.add_argument(
         "--audit", action="store_true", help="recompute every invariant while it runs (slow)"
     )
+    parser.add_argument(
+        "--pcap",
+        type=_capture,
+        action="append",
+        metavar="NAME=FILE",
+        help="capture a network (xenbr0) or a domain's card (a.0) for tcpdump; may be repeated",
+    )
     seeing = parser.add_argument_group("seeing what the guests do (slower: every trap is shown)")
     seeing.add_argument(
         "--strace", action="store_true", help="show hypercalls, traps, events and upcalls"
@@ -303,6 +310,13 @@ def _gdb_address(text: str) -> str:
     if re.fullmatch(r":[0-9]{1,5}|/.+", text) is None or (text[0] == ":" and int(text[1:]) > 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is neither :PORT nor the path of a socket")
     return text
+
+
+def _capture(text: str) -> tuple[str, Path]:
+    name, equals, file = text.partition("=")
+    if not (name and equals and file):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE, as in xenbr0=net.pcap")
+    return name, Path(file)
 
 
 def _host_memory(text: str) -> int:

@@ -80,6 +80,10 @@ def load_all(
             what = f"name: {config.name!r} is taken by {first}; give one of them name=..."
             faults.append(Fault(str(path), what))
         owners.setdefault(config.name, path)
+    if any(config.networks for _, config in configs):
+        from xenlite.toolstack.network_config import conflicts
+
+        faults += conflicts((str(path), config) for path, config in configs)
     if faults:
         raise ConfigError(*faults)
     return configs
@@ -106,10 +110,10 @@ def run(options: argparse.Namespace) -> int:
     from xenlite.cli.consoles import join
     from xenlite.cli.terminal import Output, Terminal
     from xenlite.cli.watching import open_crash_reports, open_watchers
+    from xenlite.dom0.rolling_file import RollingFile
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import HostClock
     from xenlite.machine.memory import DEFAULT_SIZE_BYTES
-    from xenlite.toolstack.console_log import LogFile
     from xenlite.toolstack.host import Host, Voice
     from xenlite.toolstack.socket_dir import CONTROL_SOCKET, STORE_SOCKET, SocketDirectory
 
@@ -117,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
         consoles = []
         sockets = cleanup.enter_context(SocketDirectory(options.socket_dir))
         if options.log is not None:
-            log = LogFile(options.log, _say)
+            log = RollingFile(options.log, "log", "--log", _say)
             cleanup.callback(log.close)
             consoles.append(join(names, log.write, is_terminal=False))
 
@@ -167,7 +171,18 @@ def run(options: argparse.Namespace) -> int:
                 audits=options.audit,
                 explains=options.verbose,
                 built=built,
+                captures=_captures(options.pcap),
             )
+
+
+def _captures(wishes: Iterable[tuple[str, Path]] | None) -> dict[str, Path]:
+    """Bring each capture's file to what is captured; ConfigError where there are two."""
+    captures: dict[str, Path] = {}
+    for name, path in wishes or ():
+        if name in captures:
+            raise ConfigError(Fault(f"--pcap {name}", "given twice"))
+        captures[name] = path
+    return captures
 
 
 def _say(text: str) -> None:

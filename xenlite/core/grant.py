@@ -15,13 +15,18 @@ Whoever uses an entry holds a *pin* of it (``core/maptrack.py`` knows who). Inva
 3. The table's frames are none of the domain's pages, and held writable: they can't be freed or
    become tables of another kind before the domain ends.
 
-A pin outlives its granter: the frame stays until the last one is given back.
+A pin outlives its granter: the frame stays until the last one is given back. What is done before
+any guest can run again needs none: ``check`` makes the same checks, and Xen's grant copies too hold
+an entry for no longer.
+
+An entry can also wait for a page that another domain gives away for good (GTF_accept_transfer).
 Source: public/grant_table.h.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import add
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -34,14 +39,17 @@ from xenlite.abi.x86_32p import (
     ENOSPC,
     ENXIO,
     SIZEOF_GRANT_ENTRY_V1,
+    GTF_accept_transfer,
     GTF_permit_access,
     GTF_reading,
     GTF_readonly,
+    GTF_transfer_committed,
+    GTF_transfer_completed,
     GTF_type_mask,
     GTF_writing,
 )
 from xenlite.errors import Refused
-from xenlite.machine.frames import WRITABLE
+from xenlite.machine.frames import NONE, WRITABLE
 from xenlite.machine.memory import PAGE_SHIFT, PAGE_SIZE
 
 if TYPE_CHECKING:
@@ -52,11 +60,17 @@ assert _ENTRY.size == SIZEOF_GRANT_ENTRY_V1
 ENTRIES_PER_FRAME: Final = PAGE_SIZE // SIZEOF_GRANT_ENTRY_V1
 DEFAULT_MAX_FRAMES: Final = 64
 WRITER: Final = 1 << 32  # one writing pin; the read-only ones are counted below it
-_WORDS_SHIFT: Final = 10  # 32-bit words of a frame
 _FRAME_SHIFT: Final = 9  # entries of a frame
-_INDEX_MASK: Final = ENTRIES_PER_FRAME - 1
-_DOMID_SHIFT: Final = 16  # flags and domid are read as one word
+# An entry is read and written as one number: flags, domid from bit 16, frame from bit 32.
+_DOMID_SHIFT: Final = 16
 _DOMID_MASK: Final = 0xFFFF0000
+_MFN_SHIFT: Final = 32
+_WRITTEN_FREELY: Final = frozenset(
+    (NONE, WRITABLE)
+)  # kinds of frames whose content nobody relies on
+# What of an entry says whether it offers a page, and for writing.
+_OFFER: Final = _DOMID_MASK | GTF_type_mask
+_WRITABLE_OFFER: Final = _OFFER | GTF_readonly
 
 
 class GrantTable:
@@ -68,8 +82,9 @@ class GrantTable:
         self._frames = domain.machine.frames
         self.max_frames = DEFAULT_MAX_FRAMES
         self.mfns: list[int] = []  # of the table, in the order of the entries
-        self._words: list[int] = []  # where each of them begins in ``memory.m32``
-        # Columns by entry; ``_to`` and ``_mfn`` count while the entry has a pin.
+        # Columns by entry: where it is in ``memory.m64``; who uses it. ``_to`` and ``_mfn`` count
+        # while it has a pin.
+        self._at: list[int] = []
         self._pins: list[int] = []
         self._to: list[int] = []
         self._mfn: list[int] = []
@@ -95,7 +110,9 @@ class GrantTable:
             self._give_back(new)
             raise
         self.mfns += new
-        self._words += [mfn << _WORDS_SHIFT for mfn in new]
+        for mfn in new:
+            first = mfn << _FRAME_SHIFT
+            self._at += range(first, first + ENTRIES_PER_FRAME)
         for column in (self._pins, self._to, self._mfn):
             column += [0] * (ENTRIES_PER_FRAME * len(new))
 
@@ -118,6 +135,23 @@ class GrantTable:
         self._memory.write(at_a, self._memory.read(at_b, _ENTRY.size))
         self._memory.write(at_b, entry_a)
 
+    def receive(self, ref: int, giver: int, mfn: int) -> None:
+        """Make a stolen frame the domain's page, if entry ``ref`` waits for one of ``giver``.
+
+        The entry then names the frame, and takes no other one until it is written anew.
+        Raises Refused: ENOENT for a bad ref, EINVAL for an entry that does not wait, EACCES for one
+        that waits for somebody else's.
+        """
+        at = self._entry_maddr(ref)
+        flags, awaited, _ = _ENTRY.unpack(self._memory.read(at, _ENTRY.size))
+        if flags != GTF_accept_transfer or self._pins[ref]:
+            raise Refused(EINVAL, "grants.no-transfer-awaited", ref)
+        if awaited != giver:
+            raise Refused(EACCES, "grants.not-to-you", ref)
+        self._frames.hand_over(mfn, self.domid)
+        flags |= GTF_transfer_committed | GTF_transfer_completed
+        self._memory.write(at, _ENTRY.pack(flags, awaited, mfn))
+
     # -- pins ---------------------------------------------------------------------------------
 
     def pin(self, refs: Sequence[int], domid: int, *, writable: bool) -> list[int]:
@@ -127,11 +161,11 @@ class GrantTable:
         or for writing what is read-only, ENXIO for a frame that is not the granter's, EBUSY for one
         that can't be written because of what it is.
         """
-        frames, m32, words = self._frames, self._memory.m32, self._words
+        frames, m64, places = self._frames, self._memory.m64, self._at
         owner, kind, type_count = frames.owner, frames.kind, frames.type_count
-        nr_frames, nr_entries, domain = frames.nr_frames, len(self._pins), self.domid
+        nr_frames, nr_entries, domain = frames.nr_frames, len(places), self.domid
         pins, to_column, mfn_column, counts = self._pins, self._to, self._mfn, frames.refs
-        checked = _DOMID_MASK | GTF_type_mask | (GTF_readonly if writable else 0)
+        checked = _WRITABLE_OFFER if writable else _OFFER
         wanted = domid << _DOMID_SHIFT | GTF_permit_access
         one = WRITER if writable else 1
         mfns: list[int] = []
@@ -139,17 +173,17 @@ class GrantTable:
             for ref in refs:
                 if not 0 <= ref < nr_entries:
                     raise Refused(ENOENT, "grants.bad-reference", ref)
-                at = words[ref >> _FRAME_SHIFT] + ((ref & _INDEX_MASK) << 1)
-                word = m32[at]
-                if word & checked != wanted:
-                    raise _why_not(ref, word, domid)
+                at = places[ref]
+                entry = m64[at]
+                if entry & checked != wanted:
+                    raise _why_not(ref, entry, domid)
                 used = pins[ref]
                 if used:
                     if to_column[ref] != domid:
                         raise Refused(EACCES, "grants.not-to-you", ref)
                     mfn = mfn_column[ref]
                 else:
-                    mfn = m32[at + 1]
+                    mfn = entry >> _MFN_SHIFT
                 if mfn >= nr_frames or owner[mfn] != domain:
                     raise Refused(ENXIO, "frames.not-owned", mfn)
                 if writable:
@@ -162,7 +196,7 @@ class GrantTable:
                 if not used:
                     to_column[ref], mfn_column[ref] = domid, mfn
                 pins[ref] = used = used + one
-                m32[at] = word | (GTF_reading | GTF_writing if used >= WRITER else GTF_reading)
+                m64[at] = entry | (GTF_reading | GTF_writing if used >= WRITER else GTF_reading)
                 mfns.append(mfn)
         except Refused:
             self.unpin(refs[: len(mfns)], mfns, writable=writable)
@@ -176,14 +210,14 @@ class GrantTable:
         What was written through a writable pin is looked after here: no engine goes on running
         what it has translated of the frame before.
         """
-        frames, memory, words, pins = self._frames, self._memory, self._words, self._pins
-        m32, code, counts, type_count = memory.m32, memory.code, frames.refs, frames.type_count
+        frames, memory, places, pins = self._frames, self._memory, self._at, self._pins
+        m64, counts, type_count = memory.m64, frames.refs, frames.type_count
         one = WRITER if writable else 1
+        if writable:
+            memory.wrote_all(mfns)
         for ref, mfn in zip(refs, mfns, strict=True):
             pins[ref] = left = pins[ref] - one
             if writable:
-                if code[mfn]:
-                    memory.wrote(mfn)
                 if type_count[mfn] > 1:
                     type_count[mfn] -= 1
                 else:
@@ -192,11 +226,110 @@ class GrantTable:
                 counts[mfn] -= 1
             else:
                 frames.put_page(mfn)
-            if left < WRITER and words:
-                cleared = GTF_writing if left else GTF_writing | GTF_reading
-                m32[words[ref >> _FRAME_SHIFT] + ((ref & _INDEX_MASK) << 1)] &= ~cleared
-        if words:
+            if left < WRITER and places:
+                m64[places[ref]] &= ~(GTF_writing if left else GTF_writing | GTF_reading)
+        if places:
             self._wrote_entries(refs)
+
+    def check(self, refs: Sequence[int], domid: int, *, writable: bool) -> list[int]:
+        """Return the frames that the entries offer to ``domid``, all or none, without pins.
+
+        They are good until a guest runs or anything else changes. Raises Refused as ``pin`` does.
+        """
+        mfns = self._check_unused(refs, domid, writable=writable)
+        if mfns is None:
+            mfns = self.pin(refs, domid, writable=writable)
+            self.unpin(refs, mfns, writable=writable)
+        return mfns
+
+    def _check_unused(self, refs: Sequence[int], domid: int, *, writable: bool) -> list[int] | None:
+        """Return the frames if all entries are good and none has a pin; None where ``pin`` decides.
+
+        All entries go through each check together: a third of the work of one by one.
+        """
+        frames, m64, places = self._frames, self._memory.m64, self._at
+        checked = _WRITABLE_OFFER if writable else _OFFER
+        if not refs or min(refs) < 0 or max(refs) >= len(places):
+            return None
+        entries = [m64[places[ref]] for ref in refs]
+        if any(map(self._pins.__getitem__, refs)):
+            return None
+        if {entry & checked for entry in entries} != {domid << _DOMID_SHIFT | GTF_permit_access}:
+            return None
+        mfns = [entry >> _MFN_SHIFT for entry in entries]
+        if max(mfns) >= frames.nr_frames:
+            return None
+        if set(map(frames.owner.__getitem__, mfns)) != {self.domid}:
+            return None
+        if writable and not set(map(frames.kind.__getitem__, mfns)) <= _WRITTEN_FREELY:
+            return None
+        return mfns
+
+    # -- copies -------------------------------------------------------------------------------
+
+    # Where all of a list is plainly good, its entries are checked together and obeyed at once; else
+    # each piece goes the long way, by a pin, which knows every rule. 128 copies of 1,500 bytes take
+    # 0.13 ms so, half a millisecond by pins.
+
+    def copy_from(
+        self, domid: int, refs: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]
+    ) -> list[bytes]:
+        """Copy out of pages offered to ``domid``, which may be read-only.
+
+        Each piece is at least a byte and lies in its page; one that is refused comes back empty.
+        """
+        pieces = zip(refs, offsets, sizes, strict=True)
+        mfns = self._check_unused(refs, domid, writable=False)
+        if mfns is None or min(sizes) <= 0 or not _are_in_pages(offsets, sizes):
+            return [self._copy_from_pinned(domid, *piece) for piece in pieces]
+        copies = self._memory.copies
+        starts = [(mfn << PAGE_SHIFT) + offset for mfn, offset in zip(mfns, offsets, strict=True)]
+        return [copies[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+    def copy_to(
+        self, domid: int, refs: Sequence[int], offsets: Sequence[int], contents: Sequence[bytes]
+    ) -> list[int]:
+        """Copy into pages offered to ``domid``; return the indexes of what was refused."""
+        sizes = list(map(len, contents))
+        mfns = self._check_unused(refs, domid, writable=True)
+        if mfns is None or not _are_in_pages(offsets, sizes):
+            return [
+                index
+                for index, piece in enumerate(zip(refs, offsets, contents, strict=True))
+                if not self._copy_to_pinned(domid, *piece)
+            ]
+        m8 = self._memory.m8
+        for mfn, offset, content in zip(mfns, offsets, contents, strict=True):
+            start = (mfn << PAGE_SHIFT) + offset
+            m8[start : start + len(content)] = content
+        self._memory.wrote_all(mfns)
+        return []
+
+    def _copy_from_pinned(self, domid: int, ref: int, offset: int, size: int) -> bytes:
+        """Copy out the long way; nothing where that is refused."""
+        if not 0 <= offset < offset + size <= PAGE_SIZE:
+            return b""
+        try:
+            mfns = self.pin((ref,), domid, writable=False)
+        except Refused:
+            return b""
+        content = self._memory.read((mfns[0] << PAGE_SHIFT) + offset, size)
+        self.unpin((ref,), mfns, writable=False)
+        return content
+
+    def _copy_to_pinned(self, domid: int, ref: int, offset: int, content: bytes) -> bool:
+        """Copy in the long way; False where that is refused."""
+        if not 0 <= offset <= offset + len(content) <= PAGE_SIZE:
+            return False
+        try:
+            mfns = self.pin((ref,), domid, writable=True)
+        except Refused:
+            return False
+        self._memory.write((mfns[0] << PAGE_SHIFT) + offset, content)
+        self.unpin((ref,), mfns, writable=True)
+        return True
+
+    # -- frames that others map writable ------------------------------------------------------
 
     def begin_writing(self, mfn: int) -> None:
         """Note that another guest has a page-table entry by which it can write the frame."""
@@ -241,7 +374,7 @@ class GrantTable:
     def release(self) -> None:
         """Give the table's frames back; pages that are pinned stay until they are unpinned."""
         mfns, self.mfns = self.mfns, []
-        self._words.clear()
+        self._at.clear()
         self._give_back(mfns)
 
     def _give_back(self, mfns: Iterable[int]) -> None:
@@ -258,15 +391,19 @@ class GrantTable:
     def _wrote_entries(self, refs: Sequence[int]) -> None:
         """Keep translations right where a guest maps its table executable, as kernels do."""
         code = self._memory.code
-        for mfn in self.mfns:
-            if code[mfn] and any(self.mfns[ref >> _FRAME_SHIFT] == mfn for ref in refs):
-                self._memory.wrote(mfn)
+        if any(map(code.__getitem__, self.mfns)):
+            self._memory.wrote_all({self.mfns[ref >> _FRAME_SHIFT] for ref in refs})
 
 
-def _why_not(ref: int, word: int, domid: int) -> Refused:
-    """Say what an entry, whose first word that is, lacks."""
-    if word & GTF_type_mask != GTF_permit_access:
+def _are_in_pages(offsets: Sequence[int], sizes: Sequence[int]) -> bool:
+    """Tell whether all pieces lie in their pages."""
+    return min(offsets) >= 0 and max(map(add, offsets, sizes)) <= PAGE_SIZE
+
+
+def _why_not(ref: int, entry: int, domid: int) -> Refused:
+    """Say what an entry lacks."""
+    if entry & GTF_type_mask != GTF_permit_access:
         return Refused(EINVAL, "grants.not-offered", ref)
-    if word >> _DOMID_SHIFT != domid:
+    if (entry & _DOMID_MASK) >> _DOMID_SHIFT != domid:
         return Refused(EACCES, "grants.not-to-you", ref)
     return Refused(EACCES, "grants.read-only", ref)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from xenlite.dom0.xenbus import DeviceStore, Transitions
 
 _UNUSED: Final = (State.INIT_WAIT, State.CLOSED)  # here a frontend has nothing of ours
+_CONNECTED: Final = (State.CONNECTED, State.CLOSING)  # what a backend shows that has a frontend
 _MOST_STEPS: Final = 4  # the longest way through the states without news from the frontend
 _MOST_COMPLAINTS: Final = 10  # lines about one frontend: it can be wrong without end
 _MOST_SHOWN: Final = 32  # characters of a value that makes no sense
@@ -132,13 +133,22 @@ class BackendDevice(Generic[C]):
         self.state = State.INITIALISING
         for name, value in nodes.items():
             store.write(f"{paths.backend}/{name}", value)
-        self._show(State.INIT_WAIT)
+        self._show(self._first_state())
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
 
     @property
     def seen(self) -> State:
         """Return the state that the frontend shows."""
         return parse_state(self._store.read(f"{self._paths.frontend}/state"))
+
+    def _first_state(self) -> State:
+        """Say where to begin: a connection that a backend had which has died is not gone on with.
+
+        Only that backend knew which requests of the ring it had taken. Closed is what leads every
+        frontend to begin anew.
+        """
+        left = parse_state(self._store.read(f"{self._paths.backend}/state"))
+        return State.CLOSED if left in _CONNECTED else State.INIT_WAIT
 
     def close(self) -> None:
         """Take the device away, whatever its frontend is doing."""
@@ -174,6 +184,11 @@ class BackendDevice(Generic[C]):
         self._released = None
         released()
         return True
+
+    def abandon(self) -> None:
+        """Forget the frontend without a word; whoever calls this gives back what it had."""
+        self._is_closed = True
+        self.connection = None
 
     def lost(self, error: PeerError) -> None:
         """Disconnect a frontend that broke the protocol; it may come back."""

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Serve one connected block ring: requests in, image I/O on a worker, responses out.
 
-A request on its way::
+A batch of requests on its way::
 
-    slot --copy--> decode --> pin its pages --> worker: preadv/pwritev straight into them
-                     |            |                              |
-                     `--- bad ----+--> error response     unpin, response, publish, notify
+    slots --copy--> decode --> join --> hold their pages --> worker: preadv/pwritev into them
+                      |                       |                          |
+                      `--------- bad ---------+--> error responses   give back, responses
+                                                            `-- publish, notify once --'
 
-What the host has in its cache is read at once instead, where nothing else is in work. Everything
-but the I/O happens on the main thread, after the guest has been left. Pages are pinned from before
-the I/O until after it, so a frontend that revokes a grant, or dies, harms nothing. With persistent
-grants a page stays mapped from its first use, which the frontend has to agree to.
+What the host has in its cache is read at once instead, where nothing else is in work: then no page
+needs to be held. Everything but the I/O happens on the main thread, after the guest has been left.
+Pages are held from before the I/O until after it, so a frontend that revokes a grant, or dies,
+harms nothing.
 
 A frontend that breaks the ring loses the device: ``broken`` is told, once. Requests that are in
 work then are finished, and answered to nobody.
@@ -22,40 +23,45 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from struct import Struct
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY
 from xenlite.dom0.blkif import (
+    NATIVE,
     Bad,
     Disk,
     Indirect,
     Operation,
     Request,
+    Wire,
     decode,
     resolve,
-    response,
     ring_shape,
 )
+from xenlite.dom0.frontend_pages import FrontendPages, LastingPages, PassingPages
 from xenlite.dom0.image import Image, ImageWorker, Job
 from xenlite.dom0.slot_ring import BackRing, JoinedPages
+from xenlite.dom0.transfer import Transfer, join
 from xenlite.errors import PeerError, Refused
 
 if TYPE_CHECKING:
-    from xenlite.doors import GrantMapping, Link
+    from xenlite.doors import Link
 
-MAX_PERSISTENT: Final = 1056  # pages that stay mapped for one ring; Linux keeps as many
+_READ: Final = Operation.READ
 MOST_AT_ONCE: Final = 64  # requests that are taken before others have their turn
 MOST_CACHED_BYTES: Final = 2 << 20  # and bytes that are copied meanwhile, which is 1 ms
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a frontend has offered: its ring's pages, its port, and whether grants are lasting."""
+    """What a frontend has offered: its ring's pages, its port, and how it does things."""
 
     domid: int
     ring_refs: tuple[int, ...]
     port: int
     persistent: bool
+    wire: Wire = NATIVE
 
 
 class BlockRing:
@@ -80,7 +86,12 @@ class BlockRing:
         self._worker = worker
         self._broken = broken
         self._latency_ns = latency_ns
-        self._lasting: dict[int, GrantMapping] | None = {} if offer.persistent else None
+        self._wire = offer.wire
+        self._passing = PassingPages(link, offer.domid)
+        self._pages: FrontendPages = (
+            LastingPages(link, offer.domid) if offer.persistent else self._passing
+        )
+        self._answers: list[bytes] = []  # slots, not in the ring yet
         self.in_work = 0
         self.is_open = True
         self.requests = 0
@@ -95,7 +106,10 @@ class BlockRing:
                 undo.callback(link.unmap_grant, page)
                 pages.append(page)
             memory = pages[0] if len(pages) == 1 else JoinedPages(pages)
-            self._ring = BackRing(memory, ring_shape(len(pages)))
+            shape = ring_shape(len(pages), offer.wire)
+            self._ring = BackRing(memory, shape)
+            response = offer.wire.response
+            self._pack = Struct(f"{response.format}{shape.slot - response.size}x").pack
             self.port = link.bind_interdomain(offer.domid, offer.port)
             undo.callback(link.close, self.port)
             link.on_event(self.port, self._on_event)
@@ -133,9 +147,7 @@ class BlockRing:
 
     def _check_drained(self) -> None:
         if not self.is_open and not self.in_work and self._drained is not None:
-            for mapping in (self._lasting or {}).values():
-                self._link.unmap_grant(mapping)
-            self._lasting = None
+            self._pages.close()
             drained, self._drained = self._drained, None
             drained()
 
@@ -151,11 +163,11 @@ class BlockRing:
             return
         self._cached_bytes = 0
         try:
-            jobs = []
-            for slot in self._ring.take(MOST_AT_ONCE):
-                job = self._start(slot)
-                if job is not None:
-                    jobs.append(job)
+            slots = self._ring.take(MOST_AT_ONCE)
+            self.requests += len(slots)
+            transfers = join(self._good(slots))
+            done = self._read_at_once(transfers)
+            jobs = [job for transfer in transfers[done:] for job in self._start(transfer)]
             if jobs:
                 self._worker.give(jobs)
             self._publish()
@@ -165,114 +177,105 @@ class BlockRing:
             self._let_go()
             self._broken(error)
 
-    def _start(self, slot: bytes) -> Job | None:
-        """Begin one request; None where it is answered already."""
-        self.requests += 1
-        request = decode(slot, self._disk)
-        if isinstance(request, Indirect):
-            request = self._resolve(request)
-        if isinstance(request, Bad):
-            self._ring.put(response(request.id, request.operation, request.status))
-            return None
-        try:
-            views, release = self._views(request)
-        except Refused:
-            self._ring.put(response(request.id, request.operation.value, BLKIF_RSP_ERROR))
-            return None
-        if self._is_done_at_once(request, views):
-            release()
-            self._ring.put(response(request.id, request.operation.value, BLKIF_RSP_OKAY))
-            return None
-        self.in_work += 1
-        do = self._work(request, views)
-        due_ns = self._link.now_ns() + self._latency_ns
-        return Job(do, partial(self._finish, request, release), due_ns)
-
-    def _is_done_at_once(self, request: Request, views: list[memoryview]) -> bool:
-        """Read what needs no waiting; never past a request that is in work."""
-        if request.operation is not Operation.READ or self.in_work or self._latency_ns:
-            return False
-        self._cached_bytes += request.size
-        if self._cached_bytes > MOST_CACHED_BYTES:
-            return False
-        return self._image.read_cached(views, request.start)
+    def _good(self, slots: list[bytes]) -> list[Request]:
+        """Decode requests, and answer those that can't be done."""
+        disk, wire = self._disk, self._wire
+        good = []
+        for slot in slots:
+            request = decode(slot, disk, wire)
+            if isinstance(request, Indirect):
+                request = self._resolve(request)
+            if isinstance(request, Bad):
+                self._answer(request.id, request.operation, request.status)
+            else:
+                good.append(request)
+        return good
 
     def _resolve(self, request: Indirect) -> Request | Bad:
         """Copy the pages that hold an indirect request's segments, and decode them."""
         try:
-            pages = self._link.pin_grants(self._frontend, request.refs, writable=False)
+            raw = self._passing.use(request.refs, b"".join, writable=False)
         except Refused as refused:
             return Bad(request.id, BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, str(refused))
-        raw = b"".join(pages.views(request.pieces))
-        self._link.unpin_grants(pages)
-        return resolve(request, raw, self._disk)
+        return resolve(request, raw[: request.size], self._disk)
 
-    def _views(self, request: Request) -> tuple[list[memoryview], Callable[[], None]]:
-        """Return the bytes that a request is about, and what gives them back."""
-        if not request.refs:
-            return [], _nothing
-        is_read = request.operation is Operation.READ
-        lasting = self._lasting
-        if lasting is not None and len(lasting) + len(request.refs) <= MAX_PERSISTENT:
-            mappings = [self._mapping(lasting, ref) for ref in request.refs]
-            views = [
-                mapping.view(offset, size)
-                for mapping, (offset, size) in zip(mappings, request.pieces, strict=True)
-            ]
-            return views, partial(_wrote, mappings) if is_read else _nothing
-        link = self._link
-        pages = link.pin_grants(self._frontend, request.refs, writable=is_read)
-        return pages.views(request.pieces), partial(link.unpin_grants, pages)
+    def _read_at_once(self, transfers: list[Transfer]) -> int:
+        """Do the reads that come first and need no waiting; return how many.
 
-    def _mapping(self, lasting: dict[int, GrantMapping], ref: int) -> GrantMapping:
-        mapping = lasting.get(ref)
-        if mapping is None:
-            mapping = lasting[ref] = self._link.map_grant(self._frontend, ref, writable=True)
-        return mapping
+        Never past a request that is in work. What is refused is left to ``_start``.
+        """
+        if self.in_work or self._latency_ns:
+            return 0
+        reads: list[Transfer] = []
+        refs: list[int] = []
+        for transfer in transfers:
+            self._cached_bytes += transfer.end - transfer.start
+            if transfer.operation is not _READ or self._cached_bytes > MOST_CACHED_BYTES:
+                break
+            reads.append(transfer)
+            refs += transfer.refs
+        if not reads:
+            return 0
+        try:
+            done = self._pages.use(refs, partial(self._read_cached, reads), writable=True)
+        except Refused:
+            return 0
+        for transfer in reads[:done]:
+            self._answer_all(transfer)
+        return done
 
-    def _work(self, request: Request, views: list[memoryview]) -> Callable[[], None]:
-        """Return what the worker is to do."""
-        image, start = self._image, request.start
-        match request.operation:
-            case Operation.READ:
-                return partial(image.read_into, views, start)
-            case Operation.WRITE:
-                return partial(image.write_from, views, start)
-            case Operation.BARRIER:
-                return partial(_barrier, image, views, start)
-            case Operation.FLUSH:
-                return image.flush
-            case Operation.DISCARD:
-                return partial(image.discard, start, request.size)
+    def _read_cached(self, reads: list[Transfer], pages: list[memoryview]) -> int:
+        """Read until something is not in the host's cache; return how many were read."""
+        read_cached, first = self._image.read_cached, 0
+        for n, transfer in enumerate(reads):
+            after = first + len(transfer.refs)
+            if not read_cached(transfer.views(pages[first:after]), transfer.start):
+                return n
+            first = after
+        return len(reads)
 
-    def _finish(self, request: Request, release: Callable[[], None], job: Job) -> None:
-        """Answer a request whose I/O is done."""
+    def _start(self, transfer: Transfer) -> list[Job]:
+        """Begin a transfer: what the worker has to do, nothing where it is answered already."""
+        try:
+            pages, give_back = self._pages.hold(transfer.refs, writable=transfer.operation is _READ)
+        except Refused:
+            if len(transfer.requests) > 1:
+                return [job for alone in transfer.alone() for job in self._start(alone)]
+            transfer.failed.add(0)
+            self._answer_all(transfer)
+            return []
+        self.in_work += len(transfer.requests)
+        do = partial(transfer.do, self._image, transfer.views(pages))
+        due_ns = self._link.now_ns() + self._latency_ns
+        return [Job(do, partial(self._finish, transfer, give_back), due_ns)]
+
+    def _finish(self, transfer: Transfer, give_back: Callable[[], None], job: Job) -> None:
+        """Answer what is done."""
         job.do = _nothing  # it holds views of the guest's pages
-        release()
-        self.in_work -= 1
+        give_back()
+        self.in_work -= len(transfer.requests)
         if self.is_open:
-            status = BLKIF_RSP_OKAY if job.error is None else BLKIF_RSP_ERROR
-            self._ring.put(response(request.id, request.operation.value, status))
+            self._answer_all(transfer)
         else:
             self._check_drained()
 
+    def _answer_all(self, transfer: Transfer) -> None:
+        number, failed, answer = transfer.operation.value, transfer.failed, self._answer
+        for n, request in enumerate(transfer.requests):
+            answer(request.id, number, BLKIF_RSP_ERROR if n in failed else BLKIF_RSP_OKAY)
+
+    def _answer(self, request_id: int, operation: int, status: int) -> None:
+        """Keep a response for the next time that anything is published."""
+        self._answers.append(self._pack(request_id, operation, status))
+
     def _publish(self) -> None:
-        if self.is_open and self._ring.publish():
+        if not self.is_open:
+            return
+        self._ring.put_slots(b"".join(self._answers))
+        self._answers.clear()
+        if self._ring.publish():
             self.notifications += 1
             self._link.notify(self.port)
-
-
-def _barrier(image: Image, views: list[memoryview], start: int) -> None:
-    """Write with everything before it on the disk first, and itself when it is done."""
-    image.flush()
-    if views:
-        image.write_from(views, start)
-        image.flush()
-
-
-def _wrote(mappings: list[GrantMapping]) -> None:
-    for mapping in mappings:
-        mapping.wrote()
 
 
 def _nothing() -> None:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""XenStore for the backends of Dom0, which has the store in its own house (``xenbus.DeviceStore``).
+"""XenStore for backends: they live in one house with the store (``xenbus.DeviceStore``).
+
+A backend has the rights of the domain that it runs in: those of Dom0 do anything, those of a driver
+domain what the toolstack lets them.
 
 Watches go the way that every client's go, through a connection and its messages; what they tell is
 handed on in the hypervisor's loop, so that a backend's own writes never come back into it.
@@ -21,28 +24,31 @@ if TYPE_CHECKING:
 
 
 class Dom0Store:
-    """Dom0's own client of the store."""
+    """The store that Dom0 runs, as the backends of one domain see it."""
 
     def __init__(self, link: Link, server: Server) -> None:
         self._link = link
         self._server = server
-        self._connection = server.connect(Actor(link.domid, is_privileged=True), self._has_output)
+        self._connection = server.connect(
+            Actor(link.domid, is_privileged=not link.domid), self._has_output
+        )
         self._decoder = Decoder()
         self._changed: dict[bytes, Callable[[], None]] = {}  # by a watch's token
         self._next_token = 0
         self._is_queued = False
 
     def read(self, path: str) -> str | None:
-        """Return a node's value; None where there is none."""
+        """Return a node's value; None where there is none, or it may not be read."""
         try:
-            value = self._server.act_as_tool(lambda view: view.read(path))
+            value = self._server.act_at_once(self._connection, lambda view: view.read(path))
         except Refused:
             return None
         return value.rstrip(b"\0").decode(errors="replace")
 
     def write(self, path: str, value: str) -> None:
-        """Set a node's value; watches hear of it later."""
-        self._server.act_as_tool(lambda view: view.write(path, value.encode()))
+        """Set a node's value; watches hear of it later. Raises Refused."""
+        raw = value.encode()
+        self._server.act_at_once(self._connection, lambda view: view.write(path, raw))
 
     def watch(self, path: str, changed: Callable[[], None]) -> object:
         """Call ``changed`` after each change of a node or what is below; and once at first."""

@@ -179,6 +179,7 @@ class ImageWorker:
         self._done: deque[Job] = deque()
         self._is_announced = False
         self._is_closed = False
+        self._is_abandoned = False
         self._bug: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="image", daemon=True)
         self._thread.start()
@@ -194,6 +195,16 @@ class ImageWorker:
         self._is_closed = True
         self._collect()
 
+    def abandon(self) -> None:
+        """Finish the one job that is being done, and end the thread; nobody hears of any."""
+        self._is_abandoned = True
+        self._given.put(None)
+        self._thread.join()
+        # What is left holds views of guests' pages.
+        self._given = SimpleQueue()
+        self._done.clear()
+        self.when_collected = _nothing
+
     def _run(self) -> None:
         while True:
             jobs = self._given.get()
@@ -201,6 +212,8 @@ class ImageWorker:
                 return
             since = time.monotonic_ns()
             for job in jobs:
+                if self._is_abandoned:
+                    return
                 self._do(job)
                 self._done.append(job)
                 now = time.monotonic_ns()

@@ -14,7 +14,8 @@ same slots, and all four indexes only grow, modulo 2^32::
 
 What each end has put in or taken is its own; it keeps that and never reads it back from the page,
 where the other one can write. The other end's index is read once per step and checked before it is
-used: one that claims more than can be is a PeerError, and nothing is taken. A slot is copied once.
+used: one that claims more than can be is a PeerError, and nothing is taken. A slot is copied once,
+several that lie together in one piece: ``take_slots`` and ``put_slots`` move whole slots, joined.
 
 Events: an end says by its event index from which entry on it wants to be told. ``publish`` tells
 whether the other end must be. ``has_more`` is the final check before an end rests: it asks to be
@@ -49,19 +50,21 @@ class JoinedPages:
         self._pages = pages
 
     def read(self, offset: int, size: int) -> bytes:
-        """Copy bytes out, of two pages where they cross."""
+        """Copy bytes out, of several pages where they cross."""
         page, at = divmod(offset, PAGE_SIZE)
-        first = min(size, PAGE_SIZE - at)
-        data = self._pages[page].read(at, first)
-        return data if first == size else data + self._pages[page + 1].read(0, size - first)
+        data = self._pages[page].read(at, min(size, PAGE_SIZE - at))
+        while len(data) < size:
+            page += 1
+            data += self._pages[page].read(0, min(size - len(data), PAGE_SIZE))
+        return data
 
     def write(self, offset: int, data: bytes) -> None:
-        """Copy bytes in, to two pages where they cross."""
+        """Copy bytes in, to several pages where they cross."""
         page, at = divmod(offset, PAGE_SIZE)
-        first = min(len(data), PAGE_SIZE - at)
-        self._pages[page].write(at, data[:first])
-        if first < len(data):
-            self._pages[page + 1].write(0, data[first:])
+        self._pages[page].write(at, data[: PAGE_SIZE - at])
+        for start in range(PAGE_SIZE - at, len(data), PAGE_SIZE):
+            page += 1
+            self._pages[page].write(0, data[start : start + PAGE_SIZE])
 
     def read_u32(self, offset: int) -> int:
         """Read one aligned little-endian word."""
@@ -107,6 +110,7 @@ class _End:
     def __init__(self, page: Page, shape: Shape, put: int, taken: int) -> None:
         self._page = page
         self._shape = shape
+        self._slot = shape.slot
         self._mask = shape.slots - 1
         self._put = put & INDEX_MASK
         self._published = self._put
@@ -126,12 +130,21 @@ class _End:
             )
         return waiting
 
-    def has_more(self) -> bool:
-        """Make the final check: False where nothing waits, and the next entry will be told."""
-        if self.waiting():
-            return True
-        self._page.write_u32(self._our_event, (self._taken + 1) & INDEX_MASK)
-        return self.waiting() > 0
+    def has_more(self, wanted: int = 1) -> bool:
+        """Make the final check: False where fewer wait, and the last of those will be told."""
+        self._page.write_u32(self._our_event, (self._taken + wanted) & INDEX_MASK)
+        return self.waiting() >= wanted
+
+    def take_slots(self, limit: int) -> bytes:
+        """Copy out up to ``limit`` slots. Raises PeerError for an impossible index."""
+        count = min(self.waiting(), limit)
+        at, slot = self._taken & self._mask, self._slot
+        first = min(count, self._shape.slots - at)
+        raw = self._page.read(SIZEOF_SRING + at * slot, first * slot)
+        if first < count:
+            raw += self._page.read(SIZEOF_SRING, (count - first) * slot)
+        self._taken = (self._taken + count) & INDEX_MASK
+        return raw
 
     def publish(self) -> bool:
         """Let the other end see what was put in; tell whether it wants an event for it."""
@@ -144,16 +157,19 @@ class _End:
         return (new - wanted) & INDEX_MASK < (new - old) & INDEX_MASK
 
     def _take(self, size: int, limit: int) -> list[bytes]:
-        count = min(self.waiting(), limit)
-        read, slot = self._page.read, self._shape.slot
-        taken = [
-            read(SIZEOF_SRING + ((self._taken + n) & self._mask) * slot, size) for n in range(count)
-        ]
-        self._taken = (self._taken + count) & INDEX_MASK
-        return taken
+        raw = self.take_slots(limit)
+        return [raw[at : at + size] for at in range(0, len(raw), self._slot)]
+
+    def _put_slots(self, raw: bytes) -> None:
+        at, slot = self._put & self._mask, self._slot
+        first = (self._shape.slots - at) * slot
+        self._page.write(SIZEOF_SRING + at * slot, raw[:first])
+        if first < len(raw):
+            self._page.write(SIZEOF_SRING, raw[first:])
+        self._put = (self._put + len(raw) // slot) & INDEX_MASK
 
     def _write(self, entry: bytes) -> None:
-        self._page.write(SIZEOF_SRING + (self._put & self._mask) * self._shape.slot, entry)
+        self._page.write(SIZEOF_SRING + (self._put & self._mask) * self._slot, entry)
         self._put = (self._put + 1) & INDEX_MASK
 
 
@@ -194,6 +210,11 @@ class BackRing(_End):
         assert self.in_work, self._shape.name
         self._write(response)
 
+    def put_slots(self, responses: bytes) -> None:
+        """Put in responses, each as large as a slot, to as many requests that were taken."""
+        assert self.in_work * self._slot >= len(responses), self._shape.name
+        self._put_slots(responses)
+
 
 class FrontRing(_End):
     """The end that puts in requests and takes responses; it makes the ring."""
@@ -226,6 +247,11 @@ class FrontRing(_End):
         """Put in a request, for which there must be room; it shows at the next ``publish``."""
         assert self.room, self._shape.name
         self._write(request)
+
+    def put_slots(self, requests: bytes) -> None:
+        """Put in requests, each as large as a slot, for which there must be room."""
+        assert self.room * self._slot >= len(requests), self._shape.name
+        self._put_slots(requests)
 
     def take(self, limit: int) -> list[bytes]:
         """Copy out up to ``limit`` responses. Raises PeerError for an impossible index."""

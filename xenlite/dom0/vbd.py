@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import VDISK_CDROM, VDISK_READONLY, XEN_IO_PROTO_ABI_X86_32
+from xenlite.abi.x86_32p import VDISK_CDROM, VDISK_READONLY
 from xenlite.dom0.backend_device import (
     MAX_NUMBER,
     BackendDevice,
@@ -20,7 +20,7 @@ from xenlite.dom0.backend_device import (
     shown,
 )
 from xenlite.dom0.blkback import BlockRing, Offer
-from xenlite.dom0.blkif import MAX_INDIRECT_SEGMENTS, SECTOR, Disk
+from xenlite.dom0.blkif import MAX_INDIRECT_SEGMENTS, NATIVE, SECTOR, WIRES, Disk
 from xenlite.dom0.device_status import DeviceStatus
 from xenlite.dom0.image import ImageWorker
 from xenlite.dom0.xenbus import BLOCK_TRANSITIONS
@@ -117,6 +117,14 @@ class Vbd:
         """Have the frontend close the disk; see ``BackendDevice``."""
         self._device.ask_to_close(released, self._link.defer)
 
+    def abandon(self) -> None:
+        """Stop without a word to the frontend, as a process that is killed; call nothing else then.
+
+        I/O that is at this moment in the guest's pages ends first; what waits is not done.
+        """
+        self._worker.abandon()
+        self._device.abandon()
+
     def _connect(self, nodes: FrontendNodes) -> BlockRing:
         """Join the frontend's ring. Raises PeerError, Refused."""
         return BlockRing(
@@ -132,8 +140,8 @@ class Vbd:
     def _read_offer(self, nodes: FrontendNodes) -> Offer:
         """Read what the frontend has written, once. Raises PeerError."""
         protocol = nodes.text("protocol")
-        if protocol not in (None, "", XEN_IO_PROTO_ABI_X86_32):
-            raise PeerError(f"protocol {shown(protocol)} is not {XEN_IO_PROTO_ABI_X86_32}")
+        if protocol and protocol not in WIRES:
+            raise PeerError(f"protocol {shown(protocol)} is neither {' nor '.join(WIRES)}")
         order = nodes.number("ring-page-order", 0, MAX_RING_ORDER, default=0)
         names = ["ring-ref"] if not order else [f"ring-ref{n}" for n in range(1 << order)]
         if not order and nodes.text("ring-ref") is None:
@@ -143,4 +151,5 @@ class Vbd:
             ring_refs=tuple(nodes.number(name, 0, MAX_NUMBER) for name in names),
             port=nodes.number("event-channel", 0, MAX_NUMBER),
             persistent=nodes.flag("feature-persistent"),
+            wire=WIRES[protocol] if protocol else NATIVE,
         )

@@ -27,6 +27,7 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Collection, Sequence
 from typing import Final, Protocol
 
 PAGE_SHIFT: Final = 12
@@ -37,6 +38,21 @@ SEVERAL: Final = 255
 """The mark of a frame that more than one engine may have translated."""
 
 _ZERO_PAGE: Final = bytes(PAGE_SIZE)
+_MAX_KEPT_PAGES: Final = 8192  # 1.5 MB of views
+
+
+class _Pages(dict[int, memoryview]):
+    """Views of whole frames, each made when it is first asked for."""
+
+    def __init__(self, m8: memoryview) -> None:
+        super().__init__()
+        self._m8 = m8
+
+    def __missing__(self, mfn: int) -> memoryview:
+        if len(self) >= _MAX_KEPT_PAGES:
+            self.clear()
+        page = self[mfn] = self._m8[mfn << PAGE_SHIFT : (mfn + 1) << PAGE_SHIFT]
+        return page
 
 
 class Translator(Protocol):
@@ -54,14 +70,16 @@ class MachineMemory:
 
     Views over all of RAM, for reading and for writing where no mark is set: ``m8``, ``m16``,
     ``m32`` and ``m64``; ``m64[(mfn << 9) + i]`` is entry ``i`` of page table ``mfn``. A hot writer
-    writes through a view and then tests ``if memory.code[mfn]: memory.wrote(mfn)``.
+    writes through a view and then tests ``if memory.code[mfn]: memory.wrote(mfn)``. ``copies`` is
+    all of RAM too; its slices are copies, made in two thirds of what ``bytes(m8[...])`` takes.
     """
 
     __slots__ = (
         "_engines",
-        "_mapping",
+        "_pages",
         "_several",
         "code",
+        "copies",
         "fd",
         "host_address",
         "m8",
@@ -79,13 +97,14 @@ class MachineMemory:
         self.nr_frames = size_bytes >> PAGE_SHIFT
         self.fd = os.memfd_create("xenlite-ram")
         os.ftruncate(self.fd, size_bytes)
-        self._mapping = mmap.mmap(self.fd, size_bytes)
-        self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
-        self.m8 = memoryview(self._mapping)
+        self.copies = mmap.mmap(self.fd, size_bytes)
+        self.host_address = ctypes.addressof(ctypes.c_char.from_buffer(self.copies))
+        self.m8 = memoryview(self.copies)
         self.m16 = self.m8.cast("H")
         self.m32 = self.m8.cast("I")
         self.m64 = self.m8.cast("Q")
         self.code = bytearray(self.nr_frames)
+        self._pages = _Pages(self.m8)
         self._engines: dict[int, Translator] = {}
         self._several: dict[int, set[int]] = {}
 
@@ -94,9 +113,10 @@ class MachineMemory:
         assert not self._engines, "an engine still runs on this memory"
         if self.fd < 0:
             return
+        self._pages.clear()
         for view in (self.m16, self.m32, self.m64, self.m8):
             view.release()
-        self._mapping.close()
+        self.copies.close()
         os.close(self.fd)
         self.fd = -1
 
@@ -106,6 +126,13 @@ class MachineMemory:
         """Copy ``size`` bytes at ``maddr`` out."""
         assert 0 <= maddr <= maddr + size <= self.size_bytes, (maddr, size)
         return bytes(self.m8[maddr : maddr + size])
+
+    def pages(self, mfns: Sequence[int]) -> list[memoryview]:
+        """Return the bytes of whole frames, for I/O; say ``wrote_all`` after writing into them.
+
+        The views are kept: to make one takes 0.15 us, and to find it 0.02.
+        """
+        return list(map(self._pages.__getitem__, mfns))
 
     def write(self, maddr: int, content: bytes | bytearray | memoryview) -> None:
         """Copy ``content`` to ``maddr`` and forget the translations of the bytes it replaces."""
@@ -143,7 +170,7 @@ class MachineMemory:
         Slower for one frame than ``scrub`` and much faster for many; the marks must be clear.
         """
         assert not any(self.code[mfn : mfn + count]), mfn
-        self._mapping.madvise(mmap.MADV_REMOVE, mfn << PAGE_SHIFT, count << PAGE_SHIFT)
+        self.copies.madvise(mmap.MADV_REMOVE, mfn << PAGE_SHIFT, count << PAGE_SHIFT)
 
     # Translated code
 
@@ -196,6 +223,13 @@ class MachineMemory:
                 self._engines[slot].invalidate_code(mfn << PAGE_SHIFT, PAGE_SIZE)
         elif mark:
             self._engines[mark].invalidate_code(mfn << PAGE_SHIFT, PAGE_SIZE)
+
+    def wrote_all(self, mfns: Collection[int]) -> None:
+        """Forget the translations of all frames, as ``wrote`` does of one."""
+        code = self.code
+        if any(map(code.__getitem__, mfns)):
+            for mfn in mfns:
+                self.wrote(mfn)
 
     def release(self, mfn: int) -> None:
         """Forget the translations and the mark of a frame that is freed, or executable no more."""

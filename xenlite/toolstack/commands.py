@@ -8,14 +8,18 @@ what the user gave, and nothing has changed.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from xenlite.dom0.ethernet import format_address
 from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.control_protocol import Outcome
 from xenlite.toolstack.control_socket import Command, Later
 from xenlite.toolstack.disk_config import device_number, read_disk
 from xenlite.toolstack.store_nodes import device_ends
+from xenlite.toolstack.vif_config import read_vif
 
 if TYPE_CHECKING:
     from xenlite.dom0.xenstore.view import View
@@ -108,18 +112,34 @@ def block_attach(host: Host, domain: str, disk: str, directory: str) -> None:
 def block_detach(host: Host, domain: str, vdev: str, *, force: bool, seconds: int) -> Later:
     """Take a disk away: when the guest has closed it, or at once with ``force``."""
     guest, number = host.find(domain), _number(vdev)
-    if not 0 <= seconds <= MOST_SECONDS:
-        raise ConfigError(Fault("seconds", f"{seconds} is not between 0 and {MOST_SECONDS}"))
+    _check_seconds(seconds)
     if not guest.has_disk(number):
         raise ConfigError(Fault(guest.config.name, f"has no disk {vdev}"))
+    return _detach(host, vdev, partial(guest.detach_disk, number), force=force, seconds=seconds)
+
+
+def _check_seconds(seconds: int) -> None:
+    if not 0 <= seconds <= MOST_SECONDS:
+        raise ConfigError(Fault("seconds", f"{seconds} is not between 0 and {MOST_SECONDS}"))
+
+
+def _detach(
+    host: Host,
+    name: str,
+    detach: Callable[[Callable[[], None] | None], None],
+    *,
+    force: bool,
+    seconds: int,
+) -> Later:
+    """Take a device away, which ``detach(gone)`` does; an error where the guest keeps it."""
     done = Later()
     if force:
-        guest.detach_disk(number, None)
+        detach(None)
         done.settle(Outcome())
         return done
-    guest.detach_disk(number, lambda: done.settle(Outcome()))
+    detach(lambda: done.settle(Outcome()))
     what = (
-        f"{vdev}: the guest has not closed it within {seconds} s: it goes when the guest does,"
+        f"{name}: the guest has not closed it within {seconds} s: it goes when the guest does,"
         " or at once with --force"
     )
     deadline_ns = host.link.now_ns() + seconds * 10**9
@@ -129,14 +149,21 @@ def block_detach(host: Host, domain: str, vdev: str, *, force: bool, seconds: in
 
 def block_list(host: Host, domain: str) -> object:
     """Return what XenStore says of each disk; what a guest wrote there only where it's a number."""
+    return _devices(host, domain, "vbd", _disk)
+
+
+def _devices(
+    host: Host, domain: str, kind: str, show: Callable[[View, int, int], dict[str, object]]
+) -> object:
+    """Return what ``show(view, domid, number)`` has to say of each device of a kind."""
     domid = _domid(host.find(domain))
-    above = f"/local/domain/0/backend/vbd/{domid}"
+    above = f"/local/domain/0/backend/{kind}/{domid}"
 
     def look(view: View) -> list[dict[str, object]]:
         if not view.exists(above):
             return []
         names = view.directory(above).decode().split("\0")[:-1]
-        return [_disk(view, domid, int(name)) for name in sorted(names, key=int)]
+        return [show(view, domid, int(name)) for name in sorted(names, key=int)]
 
     return host.store.server.act_as_tool(look)
 
@@ -169,6 +196,56 @@ def _number(vdev: str) -> int:
         raise ConfigError(Fault("", str(error))) from None
 
 
+# -- network cards --------------------------------------------------------------------------------
+
+
+def network_attach(host: Host, domain: str, vif: str) -> object:
+    """Give a domain a network card, as xl writes it; return its number and address."""
+    guest = host.find(domain)
+    try:
+        wanted = read_vif(vif)
+    except ValueError as error:
+        raise ConfigError(Fault("", str(error))) from None
+    made = guest.attach_vif(wanted)
+    assert made.mac is not None
+    return {"devid": made.devid, "mac": format_address(made.mac)}
+
+
+def network_detach(host: Host, domain: str, vif: str, *, force: bool, seconds: int) -> Later:
+    """Take a card away, by number or address: when the guest has closed it, or with ``force``."""
+    guest = host.find(domain)
+    _check_seconds(seconds)
+    devids = [
+        one.devid
+        for one in guest.config.vifs
+        if one.mac is not None and vif.lower() in (str(one.devid), format_address(one.mac))
+    ]
+    devid = devids[0] if devids else None
+    if devid is None or not guest.has_vif(devid):
+        raise ConfigError(Fault(guest.config.name, f"has no network card {vif}"))
+    return _detach(host, vif, partial(guest.detach_vif, devid), force=force, seconds=seconds)
+
+
+def network_list(host: Host, domain: str) -> object:
+    """Return what XenStore says of each card; what a guest wrote there only where it's a number."""
+    return _devices(host, domain, "vif", _card)
+
+
+def _card(view: View, domid: int, number: int) -> dict[str, object]:
+    front, back = device_ends(domid, "vif", number)
+    return {
+        "devid": number,
+        "backend_domid": 0,
+        "mac": view.read(f"{back}/mac").decode(),
+        "handle": number,
+        "state": _read_number(view, f"{front}/state"),
+        "event_channel": _read_number(view, f"{front}/event-channel"),
+        "tx_ring_ref": _read_number(view, f"{front}/tx-ring-ref"),
+        "rx_ring_ref": _read_number(view, f"{front}/rx-ring-ref"),
+        "backend": back,
+    }
+
+
 COMMANDS: Final = {
     "list": Command(list_domains, {}),
     "pause": Command(pause, {"domain": str}),
@@ -182,4 +259,9 @@ COMMANDS: Final = {
         block_detach, {"domain": str, "vdev": str, "force": bool, "seconds": int}
     ),
     "block-list": Command(block_list, {"domain": str}),
+    "network-attach": Command(network_attach, {"domain": str, "vif": str}),
+    "network-detach": Command(
+        network_detach, {"domain": str, "vif": str, "force": bool, "seconds": int}
+    ),
+    "network-list": Command(network_list, {"domain": str}),
 }

@@ -38,9 +38,14 @@ from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.console_config import ConsoleConfig, Output, read_console
 from xenlite.toolstack.disk_config import DiskConfig, read_disk
 from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
+from xenlite.toolstack.firmware import find_firmware
+from xenlite.toolstack.network_schema import NETWORK, NETWORK_LISTS, VIF
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+
+    from xenlite.toolstack.network_config import NetworkConfig
+    from xenlite.toolstack.vif_config import VifConfig
 
 MAX_FILE_BYTES: Final = 1 << 20
 MAX_DEPTH: Final = 32
@@ -49,7 +54,7 @@ MAX_CPU_WEIGHT: Final = 65535
 MAX_CAP: Final = 100 * XEN_LEGACY_MAX_VCPUS
 MIN_EVENT_CHANNELS: Final = 2  # XenStore's and the console's
 MAX_EVENT_CHANNELS: Final = EVTCHN_2L_NR_CHANNELS - 1
-LATER_XL_KEYS: Final = frozenset({"cpus", "extra", "root", "vfb", "vif"})
+LATER_XL_KEYS: Final = frozenset({"cpus", "extra", "root", "vfb"})
 ASSISTS: Final = {
     name.removeprefix("VMASST_TYPE_"): number
     for number, name in VMASST_TYPE_NAMES.items()
@@ -62,10 +67,11 @@ NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}"
 class Key:
     """What may stand behind one key. ``read`` turns its text into a value or says what is wrong.
 
-    With ``is_list`` there may be several, and each may be a group of keys.
+    With ``is_list`` there may be several, and each may be a group of keys. ``lists`` are those keys
+    of a group that may have several values, which are lines of one text then.
 
     ``default`` is what a reader of the schema sees; None stands for "derived from other keys", and
-    a required key has none.
+    a required key has none. ``instead`` names a key that may stand in place of a required one.
     """
 
     read: Callable[[Any], Any]
@@ -73,7 +79,9 @@ class Key:
     schema: dict[str, Any]
     default: object = None
     required: bool = False
+    instead: str = ""
     is_list: bool = False
+    lists: frozenset[str] = frozenset()
 
 
 def _name(text: str) -> str:
@@ -132,6 +140,18 @@ def _assists(text: str) -> tuple[int, ...]:
             known = f"; known: {', '.join(ASSISTS)}"
             raise ValueError(f"{word!r} is no assist{_nearest(word, list(ASSISTS)) or known}")
     return tuple(sorted({ASSISTS[word] for word in words}))
+
+
+def _vif(given: str | dict[str, str]) -> VifConfig:
+    from xenlite.toolstack.vif_config import read_vif
+
+    return read_vif(given)
+
+
+def _network(given: str | dict[str, str]) -> NetworkConfig:
+    from xenlite.toolstack.network_config import read_network
+
+    return read_network(given)
 
 
 _TEXT: Final = {"type": "string"}
@@ -194,6 +214,13 @@ KEYS: Final = {
         " an assembly file (`.s`). Relative to this file.",
         _PATH,
         required=True,
+        instead="firmware",
+    ),
+    "firmware": Key(
+        find_firmware,
+        "In place of `kernel`, what boots one from the domain's disk: `pvgrub32`, which is GRUB as"
+        " Debian's grub-xen-host has it, or a path. Relative to this file.",
+        _PATH,
     ),
     "cmdline": Key(_cmdline, "Command line for the kernel.", _TEXT, ""),
     "ramdisk": Key(
@@ -246,6 +273,22 @@ KEYS: Final = {
         " Targets are relative to this file.",
         {"anyOf": [_DISK, {"type": "array", "items": _DISK}]},
         is_list=True,
+    ),
+    "vif": Key(
+        _vif,
+        "Network cards, each as xl writes it, `mac=...,bridge=...,ip=...,rate=10Mb/s`, or as a"
+        " group of these keys; an empty string is a card on `xenbr0`.",
+        {"anyOf": [VIF, {"type": "array", "items": VIF}]},
+        is_list=True,
+    ),
+    "networks": Key(
+        _network,
+        "Networks that are not as usual, each as a group of keys. A bridge that a card names and"
+        " nobody describes has a service host in a subnet of its own. Paths are relative to this"
+        " file.",
+        {"anyOf": [NETWORK, {"type": "array", "items": NETWORK}]},
+        is_list=True,
+        lists=NETWORK_LISTS,
     ),
     "console": Key(
         read_console,
@@ -305,12 +348,18 @@ def json_schema() -> dict[str, Any]:
         properties[name] = {"description": key.about, **key.schema}
         if key.default is not None:
             properties[name]["default"] = key.default
+    required = {name: key.instead for name, key in KEYS.items() if key.required}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "xenlite domain (dom.yaml)",
         "type": "object",
         "properties": properties,
-        "required": [name for name, key in KEYS.items() if key.required],
+        "required": [name for name, instead in required.items() if not instead],
+        "allOf": [
+            {"oneOf": [{"required": [name]}, {"required": [instead]}]}
+            for name, instead in required.items()
+            if instead
+        ],
         "additionalProperties": False,
     }
 
@@ -362,7 +411,7 @@ def _pairs(
             value = next(events)
             known = KEYS.get(key.value)
             if known is not None and known.is_list and isinstance(value, yaml.CollectionStartEvent):
-                items = tuple(_items(value, events, name, faults))
+                items = tuple(_items(value, events, name, faults, known.lists))
                 yield key.value, Entry("", where, directory, items=items)
                 continue
             yield key.value, _entry(value, where, directory)
@@ -378,11 +427,15 @@ def _pairs(
 
 
 def _items(
-    start: yaml.Event, events: Iterator[yaml.Event], name: str, faults: list[Fault]
+    start: yaml.Event,
+    events: Iterator[yaml.Event],
+    name: str,
+    faults: list[Fault],
+    lists: frozenset[str],
 ) -> Iterator[tuple[str, str | dict[str, str]]]:
     """Yield the plain values and groups of a list, or the one group that stands in its place."""
     if isinstance(start, yaml.MappingStartEvent):
-        yield _where(name, start), _group(events, name, faults)
+        yield _where(name, start), _group(events, name, faults, lists)
         return
     for event in events:
         if isinstance(event, yaml.SequenceEndEvent):
@@ -391,14 +444,16 @@ def _items(
         if isinstance(event, yaml.ScalarEvent):
             yield where, event.value
         elif isinstance(event, yaml.MappingStartEvent):
-            yield where, _group(events, name, faults)
+            yield where, _group(events, name, faults, lists)
         else:
             faults.append(Fault(where, f"{_kind(event)}, where a value or a group of keys belongs"))
             _skip(event, events)
 
 
-def _group(events: Iterator[yaml.Event], name: str, faults: list[Fault]) -> dict[str, str]:
-    """Read a group of plain keys and values."""
+def _group(
+    events: Iterator[yaml.Event], name: str, faults: list[Fault], lists: frozenset[str]
+) -> dict[str, str]:
+    """Read a group of plain keys and values; the values of those in ``lists`` become lines."""
     group: dict[str, str] = {}
     for key in events:
         if isinstance(key, yaml.MappingEndEvent):
@@ -406,14 +461,35 @@ def _group(events: Iterator[yaml.Event], name: str, faults: list[Fault]) -> dict
         where = _where(name, key)
         _skip(key, events)
         value = next(events)
-        _skip(value, events)
-        if not isinstance(key, yaml.ScalarEvent) or not isinstance(value, yaml.ScalarEvent):
+        text: str | None = None
+        is_known_list = isinstance(key, yaml.ScalarEvent) and key.value in lists
+        if isinstance(value, yaml.SequenceStartEvent) and is_known_list:
+            text = _lines(events, name, faults)
+        else:
+            _skip(value, events)
+            if isinstance(value, yaml.ScalarEvent):
+                text = value.value
+        if not isinstance(key, yaml.ScalarEvent) or text is None:
             faults.append(Fault(where, "keys and values of a group must be plain"))
         elif key.value in group:
             faults.append(Fault(where, f"{key.value}: given twice"))
         else:
-            group[key.value] = value.value
+            group[key.value] = text
     return group
+
+
+def _lines(events: Iterator[yaml.Event], name: str, faults: list[Fault]) -> str:
+    """Read a list of plain values, up to its end, as lines."""
+    lines = []
+    for event in events:
+        if isinstance(event, yaml.SequenceEndEvent):
+            break
+        if isinstance(event, yaml.ScalarEvent):
+            lines.append(event.value)
+        else:
+            faults.append(Fault(_where(name, event), f"{_kind(event)}, where a value belongs"))
+            _skip(event, events)
+    return "\n".join(lines)
 
 
 def _where(name: str, event: yaml.Event) -> str:
@@ -486,10 +562,20 @@ def _values(entries: dict[str, Entry], name: str, faults: list[Fault]) -> dict[s
                 values[word] = key.read(entry.value)
             except ValueError as error:
                 faults.append(Fault(entry.where, f"{word}: {error}"))
-    for word, key in KEYS.items():
-        if key.required and word not in entries:
-            faults.append(Fault(name, f"{word}: is missing"))
+    faults += _missing(entries, name)
     return values
+
+
+def _missing(entries: dict[str, Entry], name: str) -> Iterator[Fault]:
+    """Find required keys that are not there, or are there with what stands in their place."""
+    filled = {word for word, entry in entries.items() if entry.value is not None}
+    for word, key in KEYS.items():
+        if key.instead in filled and word in filled:
+            what = f"{key.instead}: stands in place of {word}; give one of them"
+            yield Fault(entries[key.instead].where, what)
+        elif key.required and word not in entries and key.instead not in filled:
+            instead = f", or {key.instead} in its place" if key.instead else ""
+            yield Fault(name, f"{word}: is missing{instead}")
 
 
 def _read_items(word: str, key: Key, entry: Entry, faults: list[Fault]) -> list[Any]:
@@ -550,6 +636,17 @@ def _joint_rules(values: dict[str, Any], entries: dict[str, Entry]) -> list[Faul
             what = f"disk: {disk.vdev} is given twice"
             faults.append(Fault(entries["disk"].where, what))
         names[disk.number] = disk
+    if "vif" in values and "name" in values:
+        from xenlite.toolstack.vif_config import complete
+
+        try:
+            values["vif"] = complete(values["vif"], values["name"])
+        except ValueError as error:
+            faults.append(Fault(entries["vif"].where, f"vif: {error}"))
+    networks = [network.name for network in values.get("networks", ())]
+    for network in sorted({one for one in networks if networks.count(one) > 1}):
+        what = f"networks: {network} is given twice"
+        faults.append(Fault(entries["networks"].where, what))
     consoles: Sequence[ConsoleConfig] = values.get("console", ())
     if any(console.output is Output.TERMINAL for console in consoles[1:]):
         what = "console: only the first can be on the terminal"
@@ -560,10 +657,11 @@ def _joint_rules(values: dict[str, Any], entries: dict[str, Entry]) -> list[Faul
 def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
     values = {word: given.get(word, key.default) for word, key in KEYS.items()}
     ramdisk = values["ramdisk"]
+    boots = "kernel" if "kernel" in given else "firmware"
     return DomainConfig(
         name=values["name"],
-        kernel=entries["kernel"].base / values["kernel"],
-        kernel_name=values["kernel"],
+        kernel=entries[boots].base / values[boots],
+        kernel_name=str(values[boots]),
         memory_mib=values["memory"],
         maxmem_mib=values["maxmem"] or values["memory"],
         cmdline=values["cmdline"],
@@ -578,5 +676,7 @@ def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
         cap=values["cap"],
         max_event_channels=values["max_event_channels"],
         disks=tuple(disk.below(entries["disk"].base) for disk in values["disk"] or ()),
+        vifs=tuple(values["vif"] or ()),
+        networks=tuple(one.below(entries["networks"].base) for one in values["networks"] or ()),
         consoles=tuple(one.below(entries["console"].base) for one in values["console"] or ()),
     )

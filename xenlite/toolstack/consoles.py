@@ -15,10 +15,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Protocol
 
 from xenlite.dom0.console import Outer
+from xenlite.dom0.rolling_file import RollingFile
 from xenlite.toolstack import store_nodes
 from xenlite.toolstack.console_config import FIRST_CONSOLE, ConsoleConfig, Output
 from xenlite.toolstack.console_ends import ConsoleSocket, Pty
-from xenlite.toolstack.console_log import ConsoleTail, LogFile
+from xenlite.toolstack.console_log import ConsoleTail
 
 if TYPE_CHECKING:
     from xenlite.dom0.device_status import DeviceStatus
@@ -67,7 +68,7 @@ class Channel:
             if config.output is Output.TERMINAL:
                 self._writes.append(terminal)
             if config.log is not None:
-                log = LogFile(config.log, say, asked_by="console")
+                log = RollingFile(config.log, "log", "console", say)
                 undo.callback(log.close)
                 self._writes.append(log.write)
             if config.socket is not None:

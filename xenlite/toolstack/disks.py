@@ -3,19 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 from xenlite.dom0.device_store import Dom0Store
 from xenlite.dom0.image import RawImage
 from xenlite.dom0.vbd import Vbd, vbd_paths
+from xenlite.toolstack.attached import AttachedDevices
 from xenlite.toolstack.store_nodes import device_paths, vbd_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from xenlite.dom0.device_status import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
@@ -50,7 +48,7 @@ class Disks:
         self._domid = domid
         self._broken = broken
         self._nodes = Dom0Store(link, store.server)
-        self._attached: dict[int, _Attached] = {}
+        self._attached = AttachedDevices()
         undo.callback(self._close)
 
     def __contains__(self, number: int) -> bool:
@@ -59,7 +57,7 @@ class Disks:
 
     def status(self) -> list[DeviceStatus]:
         """Return what each disk is doing."""
-        return [attached.vbd.status() for attached in self._attached.values()]
+        return self._attached.status()
 
     def open_and_attach(self, disk: DiskConfig) -> None:
         """Show one more disk to the domain. Raises ConfigError where its image can't be used."""
@@ -94,35 +92,17 @@ class Disks:
                 broken=self._broken,
             )
             undo.callback(vbd.close)
-            self._attached[disk.number] = _Attached(vbd, undo.pop_all())
+            self._attached.add(disk.number, vbd, undo.pop_all())
         return vbd
 
     def detach(self, number: int) -> None:
         """Take a disk away, whatever its frontend is doing; I/O in work is finished."""
-        attached = self._attached.pop(number)
-        attached.undo.close()
-        for gone in attached.waiting:
-            gone()
+        self._attached.detach(number)
 
     def ask_back(self, number: int, gone: Callable[[], None]) -> None:
-        """Take a disk away when its frontend has closed it, which it is asked to; then ``gone``.
-
-        ``gone`` is called also where the disk goes in another way.
-        """
-        attached = self._attached[number]
-        attached.waiting.append(gone)
-        attached.vbd.ask_to_close(partial(self.detach, number))
+        """Take a disk away when its frontend has closed it, which it is asked to; then ``gone``."""
+        self._attached.ask_back(number, gone)
 
     def _close(self) -> None:
-        for number in list(self._attached):
-            self.detach(number)
+        self._attached.close()
         self._nodes.close()
-
-
-@dataclass(slots=True)
-class _Attached:
-    """One disk: its backend, what takes it away, and who waits for that."""
-
-    vbd: Vbd
-    undo: ExitStack
-    waiting: list[Callable[[], None]] = field(default_factory=list)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from xenlite.toolstack.console_config import ConsoleConfig
     from xenlite.toolstack.disk_config import DiskConfig
+    from xenlite.toolstack.network_config import NetworkConfig
+    from xenlite.toolstack.vif_config import VifConfig
 
 # start_info gives a 32-bit kernel the machine address of shared_info in 32 bits.
 MAX_MEMORY_MIB: Final = 4 << 10
@@ -66,6 +68,8 @@ class DomainConfig:
     cap: int = 0  # percent of the CPU; 0 for none
     max_event_channels: int = EVTCHN_2L_NR_CHANNELS - 1
     disks: tuple[DiskConfig, ...] = ()
+    vifs: tuple[VifConfig, ...] = ()
+    networks: tuple[NetworkConfig, ...] = ()
     consoles: tuple[ConsoleConfig, ...] = ()
 
     @property

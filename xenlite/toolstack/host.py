@@ -27,7 +27,7 @@ from xenlite.toolstack.store_nodes import host_nodes
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from xenlite.dom0.device_status import DeviceStatus
     from xenlite.doors import Refusal
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from xenlite.machine.clock import Clock
     from xenlite.toolstack.consoles import Channel
     from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.networks import Networks
     from xenlite.toolstack.socket_server import Session, SocketServer
     from xenlite.toolstack.symbols import Symbols
 
@@ -101,6 +102,7 @@ class Host:
         self._audits = False
         self._next_audit_ns = 0
         self._watchers = watchers
+        self._networks: Networks | None = None
         self._last_events: deque[bytes] = deque(maxlen=KEPT_CHUNKS)
         if watchers:
             self.control.record(RECORD_BYTES)
@@ -115,13 +117,15 @@ class Host:
         audits: bool = False,
         explains: bool = False,
         built: Callable[[int, str], None] | None = None,
+        captures: Mapping[str, Path] | None = None,
     ) -> int:
         """Run domains until all have ended for good; return the exit status.
 
         That is the one of the first domain, in the order given, that did not power off;
         EXIT_TIMEOUT when the time was up; or what ``leave`` asked for. ``audits`` recomputes every
         invariant as it goes; ``explains`` says why each refused hypercall was refused. ``built``
-        hears of each domain, by domid and name, before its first instruction.
+        hears of each domain, by domid and name, before its first instruction. ``captures`` are
+        files by what is written down there: a bridge, or a network card as in ``name.0``.
         """
         self._built = built
         self._audits = audits
@@ -132,6 +136,7 @@ class Host:
             self._deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
         with ExitStack() as undo:
             undo.callback(self._show_events)
+            self._make_networks(configs, captures or {})
             for guest in self._guests:
                 self._open_consoles(guest, undo)
             for guest in self._guests:
@@ -158,8 +163,19 @@ class Host:
 
         return SocketServer(listener, self._poller, greet)
 
+    def networks(self) -> Networks:
+        """Return the host's networks, which are made when they are first asked for."""
+        if self._networks is None:
+            from xenlite.toolstack.networks import Networks
+
+            # What guests read: the wall clock at their start, and the time since.
+            self._networks = Networks(self.link, self._poller, self._clock.wall_ns, self._voice.say)
+        return self._networks
+
     def close(self) -> None:
-        """Give the machine back. What was served is closed before."""
+        """End the networks, and give the machine back. What was served is closed before."""
+        if self._networks is not None:
+            self._networks.close()
         self._poller.close()
         self._hypervisor.close()
 
@@ -260,6 +276,15 @@ class Host:
             assert not wrong, "audit:\n" + "\n".join(wrong)
             self._next_audit_ns = self._clock.monotonic_ns() + AUDIT_PERIOD_NS
 
+    def _make_networks(self, configs: Sequence[DomainConfig], captures: Mapping[str, Path]) -> None:
+        """Make what is described, and begin what is to be captured. Raises ConfigError."""
+        for network in [one for config in configs for one in config.networks]:
+            self.networks().declare(network)
+        if captures:
+            from xenlite.toolstack.captures import begin_captures
+
+            begin_captures(self.networks(), configs, captures)
+
     def _start(self, guest: Guest) -> None:
         name = guest.config.name
 
@@ -276,6 +301,7 @@ class Host:
             self.store,
             channels=self._channels[name],
             broken=broken,
+            networks=self.networks,
             built=built,
         )
         for watcher in self._watchers:
@@ -302,7 +328,10 @@ class Host:
         guest = next(one for one in self._guests if _domid(one) == domid)
         consoles = enumerate(self._channels[guest.config.name])
         found = [one.backend.status(n) for n, one in consoles if one.backend is not None]
-        return found if guest.disks is None else found + guest.disks.status()
+        for kind in (guest.disks, guest.vifs):
+            if kind is not None:
+                found += kind.status()
+        return found
 
     def _print_without_ring(self, domid: int, data: bytes) -> None:
         """Take what a domain prints by hypercall; its first console has that too."""

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
     from xenlite.toolstack.disk_config import DiskConfig
     from xenlite.toolstack.disks import Disks
     from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.networks import Networks
     from xenlite.toolstack.symbols import Symbols
+    from xenlite.toolstack.vif_config import VifConfig
+    from xenlite.toolstack.vifs import Vifs
 
 # A domain that restarts more often than this within the window is in a loop.
 RESTARTS: Final = 5
@@ -100,7 +103,9 @@ class Guest:
         self.domain: BuiltDomain | None = None
         self.console: Console | None = None
         self.disks: Disks | None = None
+        self.vifs: Vifs | None = None
         self._make_disks: Callable[[ExitStack], Disks]
+        self._make_vifs: Callable[[ExitStack], Vifs]
         self._undo = ExitStack()
 
     def start(
@@ -110,6 +115,7 @@ class Guest:
         store: XenStore,
         *,
         broken: Callable[[PeerError], None],
+        networks: Callable[[], Networks] | None = None,
         channels: Sequence[Channel] = (),
         sink: Callable[[int, bytes], None] = lambda _domid, _data: None,
         built: Callable[[int], None] | None = None,
@@ -117,7 +123,8 @@ class Guest:
         """Build the domain, tell the store, join its consoles to ``channels``, let it run.
 
         Where there are none, ``sink(domid, bytes)`` takes the first console's output instead.
-        ``broken`` hears where the guest breaks its console or a disk; both have to live with it.
+        ``broken`` hears where the guest breaks a device; both have to live with it. ``networks()``
+        are the host's, which a domain without network cards needs none of.
 
         The store's undo comes before the domain's: it gives back the page and port that it uses.
         ``built`` is called before its first instruction.
@@ -139,15 +146,15 @@ class Guest:
                 channels[0].join(console, undo)
                 attach_devices(channels[1:], link, store, domain.domid, undo, broken)
             self._make_disks = partial(_make_disks, link, store, domain.domid, broken)
-            disks = self._make_disks(undo) if images else None
-            for disk, image in zip(self.config.disks, images, strict=True):
-                assert disks is not None
-                disks.attach(disk, image)
+            self._make_vifs = partial(
+                _make_vifs, link, store, domain.domid, self.config.name, networks, broken
+            )
+            self._attach(images, undo)
             if built is not None:
                 built(domain.domid)
             control.unpause(domain.domid)
             self._undo = undo.pop_all()
-        self.domain, self.console, self.disks = domain, console, disks
+        self.domain, self.console = domain, console
         return domain
 
     def _open_images(self, undo: ExitStack) -> list[RawImage]:
@@ -157,6 +164,17 @@ class Guest:
         from xenlite.toolstack.disks import open_images
 
         return open_images(self.config.disks, undo)
+
+    def _attach(self, images: list[RawImage], undo: ExitStack) -> None:
+        """Attach what is configured."""
+        if images:
+            self.disks = self._make_disks(undo)
+            for disk, image in zip(self.config.disks, images, strict=True):
+                self.disks.attach(disk, image)
+        if self.config.vifs:
+            self.vifs = self._make_vifs(undo)
+            for vif in self.config.vifs:
+                self.vifs.attach(vif)
 
     def has_disk(self, number: int) -> bool:
         """Tell whether the running domain has a disk of that number."""
@@ -187,6 +205,40 @@ class Guest:
         left = tuple(disk for disk in self.config.disks if disk.number != number)
         self.config = replace(self.config, disks=left)
 
+    def has_vif(self, devid: int) -> bool:
+        """Tell whether the running domain has a network card of that number."""
+        return self.vifs is not None and devid in self.vifs
+
+    def attach_vif(self, vif: VifConfig) -> VifConfig:
+        """Give the running domain one more network card, and again when it restarts.
+
+        Return it with its number and address. Raises ConfigError where it can't have it.
+        """
+        from xenlite.toolstack.vif_config import complete
+
+        try:
+            vifs = complete((*self.config.vifs, vif), self.config.name)
+        except ValueError as error:
+            raise ConfigError(Fault(self.config.name, f"vif: {error}")) from None
+        if self.vifs is None:
+            self.vifs = self._make_vifs(self._undo)
+        self.vifs.attach(vifs[-1])
+        self.config = replace(self.config, vifs=vifs)
+        return vifs[-1]
+
+    def detach_vif(self, devid: int, gone: Callable[[], None] | None) -> None:
+        """Take a network card away, and leave it out when the domain restarts.
+
+        With ``gone`` its frontend is asked to close it first; ``gone`` hears of the end.
+        """
+        assert self.vifs is not None
+        if gone is None:
+            self.vifs.detach(devid)
+        else:
+            self.vifs.ask_back(devid, gone)
+        left = tuple(vif for vif in self.config.vifs if vif.devid != devid)
+        self.config = replace(self.config, vifs=left)
+
     def symbols(self) -> Symbols:
         """Return the labels of the kernel, read when they are first asked for."""
         if self._symbols is None:
@@ -197,7 +249,7 @@ class Guest:
 
     def stop(self) -> None:
         """Take the domain apart, if there is one; its last output reaches the console first."""
-        self.domain = self.console = self.disks = None
+        self.domain = self.console = self.disks = self.vifs = None
         self._undo.close()
 
 
@@ -211,6 +263,21 @@ def _make_disks(
     from xenlite.toolstack.disks import Disks
 
     return Disks(link, store, domid, undo, broken)
+
+
+def _make_vifs(
+    link: Link,
+    store: XenStore,
+    domid: int,
+    name: str,
+    networks: Callable[[], Networks] | None,
+    broken: Callable[[PeerError], None],
+    undo: ExitStack,
+) -> Vifs:
+    from xenlite.toolstack.vifs import Vifs
+
+    assert networks is not None, f"{name} needs the host's networks"
+    return Vifs(link, store, domid, name, networks(), undo, broken)
 
 
 def read_file(path: Path) -> bytes:

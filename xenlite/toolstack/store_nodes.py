@@ -102,11 +102,19 @@ def domain_paths(domid: int, uuid: str) -> list[str]:
 
 
 def vbd_nodes(
-    domid: int, device: int, name: str, params: str, *, mode: str, kind: str = "disk"
+    domid: int,
+    device: int,
+    name: str,
+    params: str,
+    *,
+    mode: str,
+    kind: str = "disk",
+    backend_domid: int = 0,
 ) -> list[StoreNode]:
     """Return the nodes of a disk or cdrom whose backend finds it by ``params``; ``mode`` is r or w.
 
-    ``device`` is the number of the virtual device that ``name`` (xvda) stands for.
+    ``device`` is the number of the virtual device that ``name`` (xvda) stands for. The backend runs
+    in Dom0, or in a driver domain, which then owns the backend's nodes.
     """
     return _device(
         domid,
@@ -122,13 +130,20 @@ def vbd_nodes(
             "bootable": "1",
             "removable": str(int(kind == "cdrom")),
         },
+        backend_domid=backend_domid,
     )
 
 
-def vif_nodes(domid: int, handle: int, mac: str) -> list[StoreNode]:
-    """Return the nodes of a network card; both ends can read its address."""
+def vif_nodes(
+    domid: int, handle: int, mac: str, *, mtu: int, more: Mapping[str, str]
+) -> list[StoreNode]:
+    """Return the nodes of a network card; both ends can read its address.
+
+    ``more`` is what its backend's directory says beside: its bridge, and what was asked for.
+    """
     common = {"handle": str(handle), "mac": mac}
-    return _device(domid, "vif", handle, front=common, back={**common, "type": "vif"})
+    front = {**common, "mtu": str(mtu)}
+    return _device(domid, "vif", handle, front=front, back={**common, "type": "vif", **more})
 
 
 def console_nodes(domid: int, number: int, tty: str, name: str) -> list[StoreNode]:
@@ -138,15 +153,16 @@ def console_nodes(domid: int, number: int, tty: str, name: str) -> list[StoreNod
     return _device(domid, "console", number, front={}, back=back, told=told)
 
 
-def device_paths(domid: int, kind: str, device: int) -> list[str]:
+def device_paths(domid: int, kind: str, device: int, backend_domid: int = 0) -> list[str]:
     """Return what has to go with a device."""
-    return [*device_ends(domid, kind, device), f"/libxl/{domid}/device/{kind}/{device}"]
+    ends = device_ends(domid, kind, device, backend_domid)
+    return [*ends, f"/libxl/{domid}/device/{kind}/{device}"]
 
 
-def device_ends(domid: int, kind: str, device: int) -> tuple[str, str]:
-    """Return where the guest's end of a device is, and where Dom0's."""
+def device_ends(domid: int, kind: str, device: int, backend_domid: int = 0) -> tuple[str, str]:
+    """Return where the guest's end of a device is, and where the backend's."""
     front = f"{home(domid)}/device/{kind}/{device}"
-    return front, f"{home(0)}/backend/{kind}/{domid}/{device}"
+    return front, f"{home(backend_domid)}/backend/{kind}/{domid}/{device}"
 
 
 def _device(
@@ -157,17 +173,19 @@ def _device(
     front: dict[str, str],
     back: dict[str, str],
     told: Mapping[str, str] | None = None,
+    backend_domid: int = 0,
 ) -> list[StoreNode]:
     """Return the nodes of a device: each end owns its own and reads the other's.
 
     What the guest is ``told`` is in its end, and only read there.
     """
     state = {"state": str(XenbusStateInitialising)}
-    front_path, back_path = device_ends(domid, kind, device)
+    front_path, back_path = device_ends(domid, kind, device, backend_domid)
     links = {"frontend": front_path, "backend": back_path}
-    front = {"backend": back_path, "backend-id": "0", **state, **front}
+    front = {"backend": back_path, "backend-id": str(backend_domid), **state, **front}
     back = {"frontend": front_path, "frontend-id": str(domid), "online": "1", **state, **back}
-    owns = (*_owns(domid), Permission(0, Access.READ))
+    owns = (*_owns(domid), Permission(backend_domid, Access.READ))
+    reads = (*_owns(backend_domid), Permission(domid, Access.READ))
     return [
         *_directory(f"/libxl/{domid}/device/{kind}/{device}", DOM0_ONLY, links),
         *_directory(front_path, owns, front),
@@ -175,7 +193,7 @@ def _device(
             StoreNode(f"{front_path}/{name}", value, _reads(domid))
             for name, value in (told or {}).items()
         ),
-        *_directory(back_path, _reads(domid), back),
+        *_directory(back_path, reads, back),
     ]
 
 

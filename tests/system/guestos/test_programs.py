@@ -16,6 +16,7 @@ WRONG = {
     "bench": ["nothing", "getpid x", "getpid 1 2"],
     "cowtest": ["x"],
     "crash": ["x"],
+    "dd": ["x", "bs=x", "bs=0", "bs=3M", "bs=K", "bs=4096M", "count=-1", "if"],
     "faulttest": ["nothing", "99", "1 2"],
     "forktest": ["x", "-1", "99999999999"],
     "fputest": ["x", "0", "17", "1 0", "1 2 3"],
@@ -25,7 +26,7 @@ WRONG = {
     "hog": ["x", "0", "1 2"],
     "hostile": ["x", "1 2 3"],
     "kill": ["", "x", "-9", "-x 1", "1x", "1 x", "-9 -", "-9 -x"],
-    "ls": ["x"],
+    "ls": ["disk disk"],
     "mem": ["x"],
     "primes": ["x", "1", "1 2"],
     "ps": ["x"],
@@ -34,11 +35,12 @@ WRONG = {
     "sleep": ["", "x", "1x", "1.", ".1", "1.x", "1.1234567890", "1 2", "4294967296"],
     "spin": ["x"],
     "stress": ["", "x", "0", "1 2 3"],
+    "sync": ["x"],
     "uptime": ["x"],
     "vcpu": ["x", "up", "up x", "sideways 1", "up 1 2"],
     "wc": ["1 2"],
 }
-NEVER_WRONG = {"cat", "echo", "false", "true"}
+NEVER_WRONG = {"cat", "echo", "false", "sum", "true"}
 
 
 def test_every_program_is_tried_with_wrong_words() -> None:

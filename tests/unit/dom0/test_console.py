@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.block_front import PlainStore
+from tests.support.front_domain import PlainStore
 from xenlite.abi.x86_32p import XENCONS_INTERFACE_OUT_CONS, GTF_permit_access
 from xenlite.dom0.backend_device import device_paths
 from xenlite.dom0.console import IN, OUT, Console, Outer

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.block_front import PAGE, Front, front
+from tests.support.block_front import Front, front
+from tests.support.front_domain import PAGE
 from xenlite.abi.x86_32p import (
     BLKIF_OP_DISCARD,
     BLKIF_OP_FLUSH_DISKCACHE,
@@ -24,13 +25,12 @@ from xenlite.abi.x86_32p import (
     BLKIF_RSP_EOPNOTSUPP,
     BLKIF_RSP_ERROR,
     BLKIF_RSP_OKAY,
-    SIZEOF_BLKIF_REQUEST,
+    SIZEOF_BLKIF_X86_64_REQUEST,
     SRING_REQ_PROD,
-    BlkifRequestDiscard,
     GTF_readonly,
 )
 from xenlite.dom0 import blkback
-from xenlite.dom0.blkif import Bad, Disk, Indirect, Request, decode
+from xenlite.dom0.blkif import WIRES, Bad, Disk, Indirect, Request, Wire, decode
 from xenlite.dom0.image import RawImage
 from xenlite.dom0.xenbus import BLOCK_TRANSITIONS, NET_TRANSITIONS, Action, State, Transitions, step
 from xenlite.errors import ConfigError
@@ -84,6 +84,33 @@ def test_bytes_come_and_go_whole(path: Path, pages: int, start: int, *, persiste
         assert uses == pages + (11 if persistent else 0)
 
 
+@pytest.mark.parametrize("protocol", [None, "", "x86_32-abi", "x86_64-abi"])
+@pytest.mark.parametrize("pages", [1, 4])
+def test_each_kind_of_frontend_is_understood(path: Path, protocol: str | None, pages: int) -> None:
+    with front(path) as guest:
+        guest.connect(pages=pages, protocol=protocol)
+        for page in range(20, 42):
+            guest.offer(page, page)
+        segments = [(page, 0, 7) for page in range(20, 31)]
+        for n in range(40):  # round the ring
+            sector = 8 * (n % 50)
+            assert guest.ask(BLKIF_OP_READ, sector, segments) == BLKIF_RSP_OKAY
+            assert guest.page(30).read(0, PAGE) == at(sector + 80)
+        number = guest.put_indirect(BLKIF_OP_READ, 8, [(20 + n, 0, 7) for n in range(20)], 100)
+        assert guest.answers() == {number: BLKIF_RSP_OKAY}
+        assert guest.page(39).read(0, PAGE) == at(8 + 8 * 19)
+        assert guest.ask(BLKIF_OP_WRITE, 400, segments) == BLKIF_RSP_OKAY
+        number = guest.put_discard(408, 8)
+        assert guest.answers() == {number: BLKIF_RSP_OKAY}
+        assert guest.ask(BLKIF_OP_FLUSH_DISKCACHE) == BLKIF_RSP_OKAY
+        written = path.read_bytes()[400 * 512 :]
+        assert written[:PAGE] == at(8)
+        assert written[PAGE : 2 * PAGE] == bytes(PAGE)
+        assert written[2 * PAGE : 11 * PAGE] == at(24, 9 * PAGE)
+        assert guest.ask(9) == BLKIF_RSP_EOPNOTSUPP
+        assert guest.ask(BLKIF_OP_READ, SECTORS, segments) == BLKIF_RSP_ERROR
+
+
 def test_a_ring_full_is_answered_with_one_event_each_way(path: Path) -> None:
     with front(path) as guest:
         guest.connect()
@@ -126,9 +153,8 @@ def test_discarded_sectors_read_as_zeros(path: Path) -> None:
             (SECTORS - 1, 2, BLKIF_RSP_ERROR),
             (1 << 63, 1 << 63, BLKIF_RSP_ERROR),
         ):
-            raw = BlkifRequestDiscard(BLKIF_OP_DISCARD, 0, 0, 7, sector, sectors).pack()
-            guest.ring.put(raw.ljust(SIZEOF_BLKIF_REQUEST, b"\0"))
-            assert guest.answers() == {7: status}
+            number = guest.put_discard(sector, sectors)
+            assert guest.answers() == {number: status}
         assert path.read_bytes()[8 * 512 : 16 * 512] == bytes(PAGE)
         assert path.read_bytes()[16 * 512 :] == CONTENT[16 * 512 :]
 
@@ -193,18 +219,27 @@ def test_one_page_may_be_in_every_segment(path: Path) -> None:
         assert guest.page(20).read(0, PAGE) == at(80)
 
 
-@given(st.binary(min_size=SIZEOF_BLKIF_REQUEST, max_size=SIZEOF_BLKIF_REQUEST), st.booleans())
+@given(
+    st.binary(min_size=SIZEOF_BLKIF_X86_64_REQUEST, max_size=SIZEOF_BLKIF_X86_64_REQUEST),
+    st.booleans(),
+    st.sampled_from(list(WIRES.values())),
+)
 @settings(max_examples=1000)
-def test_no_bytes_upset_the_decoder(slot: bytes, read_only: object) -> None:
+def test_no_bytes_upset_the_decoder(raw: bytes, read_only: object, wire: Wire) -> None:
     disk = Disk(SECTORS, bool(read_only), can_discard=True)
-    for raw in (slot, bytes([slot[0] % 7, slot[1] % 13]) + slot[2:12] + bytes(8) + slot[20:]):
-        found = decode(raw, disk)
+    sector = wire.request.size - 96  # the sector number comes before eleven segments
+    tame = bytes([raw[0] % 7, raw[1] % 13]) + raw[2:sector] + bytes(8) + raw[sector + 8 :]
+    for slot in (raw, tame):
+        found = decode(slot[: wire.request.size], disk, wire)
         if isinstance(found, Request):
             assert 0 <= found.start <= found.start + found.size <= SECTORS * 512
-            assert sum(size for _, size in found.pieces) in (found.size, 0)
-            assert all(0 <= o < o + size <= PAGE for o, size in found.pieces)
+            pieces = ((0, PAGE),) * len(found.refs) if found.pieces is None else found.pieces
+            assert len(pieces) == len(found.refs)
+            assert sum(size for _, size in pieces) in (found.size, 0)
+            assert all(0 <= o < o + size <= PAGE for o, size in pieces)
         elif isinstance(found, Indirect):
             assert 1 <= len(found.refs) <= 8
+            assert 0 < found.size <= len(found.refs) * PAGE
         else:
             assert isinstance(found, Bad)
             assert found.status < 0
@@ -315,7 +350,7 @@ def test_states_six_and_one_a_thousand_times(path: Path) -> None:
         ("ring-ref", "4294967296"),
         ("event-channel", ""),
         ("event-channel", "77"),
-        ("protocol", "x86_64-abi"),
+        ("protocol", "mips-abi"),
         ("ring-page-order", "5"),
         ("feature-persistent", "2"),
     ],

@@ -95,6 +95,9 @@ def documented_of_a_device(kind: str, device: int) -> dict[str, list[str]]:
     return found
 
 
+WISHES = dict.fromkeys(("bridge", "ip", "rate", "vifname"), "x")
+
+
 @pytest.fixture
 def store() -> Iterator[XenStore]:
     """Return a store with Dom0's nodes and the domain's; it serves no ring."""
@@ -162,7 +165,7 @@ def test_a_guest_sees_nothing_of_another(tool: Client) -> None:
     ("kind", "device", "nodes"),
     [
         ("vbd", 51712, vbd_nodes(DOMID, 51712, "xvda", "/disk.img", mode="w")),
-        ("vif", 0, vif_nodes(DOMID, 0, "00:16:3e:00:00:01")),
+        ("vif", 0, vif_nodes(DOMID, 0, "00:16:3e:00:00:01", mtu=1500, more=WISHES)),
         ("console", 1, console_nodes(DOMID, 1, "/dev/pts/9", "agent")),
     ],
 )

@@ -158,6 +158,12 @@ class Server:
         self._tell_news()
         return answer
 
+    def act_at_once(self, connection: Connection, do: Callable[[View], Answer]) -> Answer:
+        """Do something with nodes for a client that sends no messages, and tell the watches."""
+        answer = self.act(connection, 0, do)
+        self._tell_news()
+        return answer
+
     def transaction(self, connection: Connection, tx_id: int) -> Overlay:
         """Return an open transaction. Raises Refused(ENOENT)."""
         transaction = connection.transactions.get(tx_id)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The backends' door: whose time their work is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from xenlite.abi.x86_32p import ESRCH
+from xenlite.errors import Refused
+from xenlite.hypervisor import Hypervisor
+from xenlite.machine.clock import ManualClock
+
+WORK_NS = 3_000_000
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Make a clock that the work moves."""
+    return ManualClock()
+
+
+@pytest.fixture
+def hypervisor(clock: ManualClock) -> Iterator[Hypervisor]:
+    """Make a machine with one domain, which never runs."""
+    made = Hypervisor(16 << 20, clock)
+    yield made
+    made.close()
+
+
+def spent_ns(hypervisor: Hypervisor, domid: int) -> int:
+    """Tell what a domain was charged."""
+    return hypervisor.scheduler.account(domid).virtual_ns
+
+
+@pytest.mark.parametrize("way", ["event", "defer", "call_at", "charged to nobody"])
+def test_work_of_a_backend_is_charged_to_whom_it_is_done_for(
+    hypervisor: Hypervisor, clock: ManualClock, way: str
+) -> None:
+    domid = hypervisor.control().create_domain("asks", max_pages=16, max_vcpus=1)
+    link = hypervisor.link(0)
+    done = []
+
+    def work() -> None:
+        clock.advance(WORK_NS)
+        done.append(way)
+
+    if way == "event":
+        theirs = hypervisor.domains[domid].events.alloc_unbound(0)
+        link.on_event(link.bind_interdomain(domid, theirs), work)
+        hypervisor.domains[domid].events.send(theirs)
+    elif way == "defer":
+        link.defer(work, charge=domid)
+    elif way == "call_at":
+        link.call_at(link.now_ns(), work, charge=domid)
+    else:
+        link.defer(work)
+    assert hypervisor.run(lambda: bool(done))
+    assert done == [way]
+    assert spent_ns(hypervisor, domid) == (0 if way == "charged to nobody" else WORK_NS)
+
+
+def test_work_for_a_domain_that_has_ended_is_done_all_the_same(hypervisor: Hypervisor) -> None:
+    control = hypervisor.control()
+    domid = control.create_domain("ends", max_pages=16, max_vcpus=1)
+    done: list[int] = []
+    hypervisor.link(0).defer(lambda: done.append(1), charge=domid)
+    control.destroy_domain(domid)
+    assert hypervisor.run(lambda: True)
+    assert done == [1]
+
+
+def test_nothing_is_copied_of_a_domain_that_has_ended(hypervisor: Hypervisor) -> None:
+    link = hypervisor.link(0)
+    for copy in (
+        lambda: link.copy_from_grants(7, [0], [0], [1]),
+        lambda: link.copy_to_grants(7, [0], [0], [b"x"]),
+    ):
+        with pytest.raises(Refused) as refused:
+            copy()
+        assert refused.value.errno == ESRCH
