@@ -84,6 +84,7 @@ class Vif:
             nodes={"handle": str(paths.number), "mac": mac, **FEATURES},
             connect=self._connect,
             broken=broken,
+            resumes=True,
         )
 
     @property
