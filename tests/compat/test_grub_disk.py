@@ -49,10 +49,11 @@ menuentry "GNU Mach" {{
 }}
 menuentry "GNU Mach and a task" {{
   linux /boot/mach root=device:hd0
-  module /boot/hello hello '$(task-create)' '$(task-resume)'
+  module /boot/hello hello '${{device-port}}' '$(task-create)' '$(task-resume)'
 }}
 """
 POWER_OFF, GUESTOS, MACH_ALONE, MACH_AND_TASK = range(4)
+EXT2_MAGIC = b"\x53\xef"
 COUNTS = "The highlighted entry will be executed automatically in"
 
 
@@ -205,16 +206,22 @@ def test_gnu_mach_boots_from_the_disk_and_finds_it(kind: str, files: Path, tmp_p
         assert "broke" not in said
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gnu_mach_starts_a_task_that_grub_loads_as_its_module(
-    kind: str, files: Path, tmp_path: Path
-) -> None:
-    """The task's system calls come through Mach's LDT: a call gate from ring 3 to ring 1."""
-    with grub(files, tmp_path, kind, default=MACH_AND_TASK, timeout=0) as terminal:
+def test_gnu_mach_starts_a_task_that_reads_from_the_disk(files: Path, tmp_path: Path) -> None:
+    """GRUB loads it as Mach's module. It is ours: Debian 12 has Mach, but no Hurd to run on it.
+
+    Its system calls come through a call gate in Mach's LDT, from ring 3 to ring 1; the sector comes
+    by Mach's own driver, and out of line into the task's memory.
+    """
+    with grub(files, tmp_path, "ext2", default=MACH_AND_TASK, timeout=0) as terminal:
         terminal.wait_for("xvd0: dom0's VBD 51712 (aio:")
-        terminal.wait_for("module 0: hello $(task-create) $(task-resume)")
+        terminal.wait_for("module 0: hello ${device-port} $(task-create) $(task-resume)")
         terminal.wait_for("start hello: ")
         terminal.wait_for("hello from a task of Mach")
+        terminal.wait_for("sector 2 has ")
+        shown = bytes.fromhex(terminal.wait_for("\n"))
+        assert shown[:2] == EXT2_MAGIC
+        at = 2 * 512 + 56
+        assert shown == (tmp_path / "disk.img").read_bytes()[at : at + len(shown)]
 
 
 def test_debians_xenstore_ls_shows_the_tree_while_grub_runs(files: Path, tmp_path: Path) -> None:

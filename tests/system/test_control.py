@@ -32,11 +32,11 @@ PATIENCE = 30
 class Running:
     """One ``xenlite run`` of two domains: ``a`` echoes what is typed, ``b`` sleeps for good."""
 
-    def __init__(self, directory: Path, kernel: Path, *words: str) -> None:
+    def __init__(self, directory: Path, kernel: Path, *words: str, first: str = "name=a") -> None:
         self.directory = directory
         config = directory.parent / "dom.yaml"
         config.write_text(f"name: a\nkernel: {kernel}\nmemory: 4\ncmdline: e\n")
-        command = [*XENLITE, "run", str(config), str(config), "name=b", "cmdline=b", *words]
+        command = [*XENLITE, "run", str(config), first, str(config), "name=b", "cmdline=b", *words]
         self.process = subprocess.Popen(
             [*command, "--audit", "--socket-dir", str(directory)],
             cwd=ROOT,
@@ -206,6 +206,39 @@ def test_a_frontend_that_does_not_answer_keeps_its_disk_until_forced(running: Ru
     running.do("xenstore", "write", f"{front}/state", "6")
     assert waiting.wait(PATIENCE) == 0
     assert running.do("xenstore", "list", "/local/domain/2/device/vbd") == ""
+
+
+def test_a_domain_whose_disk_is_gone_does_not_start_again_and_others_go_on(
+    kernel: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "d.img"
+    image.write_bytes(bytes(4096))
+    with Running(tmp_path / "sockets", kernel, first="on_poweroff=restart") as running:
+        running.do("block-attach", "a", str(image), "raw", "xvda", "w")
+        image.unlink()
+        assert running.process.stdin is not None
+        running.process.stdin.write(b"q")
+        running.process.stdin.flush()
+        assert running.process.stderr is not None
+        lines = iter(running.process.stderr.readline, b"")
+        said = next(line.decode() for line in lines if b"cannot" in line)
+        assert f"domain 'a' cannot start again: {image}: No such file or directory" in said
+        assert list(running.states()) == ["Domain-0", "b"]
+        running.do("destroy", "b")
+        assert running.process.wait(PATIENCE) == 1
+
+
+def test_an_output_that_nobody_reads_is_no_fault(running: Running) -> None:
+    command = [*XENLITE, "list", "--socket-dir", str(running.directory)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
 
 
 def test_what_cannot_be_done_is_one_line(running: Running) -> None:

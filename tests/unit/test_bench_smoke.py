@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from tools import bench_main, bench_rings
+from tools import bench_blocks, bench_main
 from tools.bench_main import (
     IDLE_DOMAINS,
     NAMES,
@@ -87,9 +87,12 @@ def test_the_start_of_a_process_is_measured(capsys: pytest.CaptureFixture[str]) 
     ],
 )
 def test_rings_are_measured_their_sums_agree_and_they_are_shown(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench_main.main(["rings", "--scale", "0", "--rounds", "1", "--json", *words]) == 0
+    plot = tmp_path / "plot.png"
+    quickly = ["--scale", "0", "--rounds", "1", "--json", "--plot", str(plot)]
+    assert bench_main.main(["rings", *quickly, *words]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
     found = json.loads(capsys.readouterr().out)
     assert len(found) >= 2
     assert all(one["requests_per_s"] > 0 < one["floor_mb_per_s"] for one in found)
@@ -97,9 +100,9 @@ def test_rings_are_measured_their_sums_agree_and_they_are_shown(
 
 def test_sums_that_differ_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = tmp_path / "disk.img"
-    image.write_bytes(Random(3).randbytes(bench_rings.IMAGE_BYTES))
-    case = bench_rings.Case(BLKIF_OP_READ, 1, 1)
-    bench_rings.check(case, image, 8)
-    monkeypatch.setattr(bench_rings, "places", lambda *_: [7] * 8)
+    image.write_bytes(Random(3).randbytes(bench_blocks.IMAGE_BYTES))
+    case = bench_blocks.Case(BLKIF_OP_READ, 1, 1)
+    bench_blocks.check(case, image, 8)
+    monkeypatch.setattr(bench_blocks, "places", lambda *_: [7] * 8)
     with pytest.raises(AssertionError, match="in the guest"):
-        bench_rings.check(case, image, 8)
+        bench_blocks.check(case, image, 8)

@@ -28,8 +28,9 @@ def join(path: str) -> None:
     except OSError as error:
         raise ConfigError(Fault(path, error.strerror or str(error))) from None
     try:
-        with _keys_as_typed(sys.stdin.fileno()):
-            _carry(pty, sys.stdin.fileno(), sys.stdout.fileno())
+        typed = os.open(os.devnull, os.O_RDONLY) if sys.stdin is None else sys.stdin.fileno()
+        with _keys_as_typed(typed):
+            _carry(pty, typed, sys.stdout.fileno())
     finally:
         os.close(pty)
 

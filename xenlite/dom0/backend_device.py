@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -50,20 +50,6 @@ def device_paths(kind: str, backend_domid: int, frontend_domid: int, number: int
         frontend_domid,
         number,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceStatus:
-    """What a device is doing, for people: ``indexes`` of its rings as they stand, and counts.
-
-    A domain's first console has no states. What has no connection has no numbers.
-    """
-
-    name: str
-    backend: State | None = None
-    frontend: State | None = None
-    indexes: Mapping[str, int] = field(default_factory=dict)
-    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 class FrontendNodes:
@@ -129,9 +115,12 @@ class BackendDevice(Generic[C]):
         nodes: Mapping[str, str],
         connect: Callable[[FrontendNodes], C],
         broken: Callable[[PeerError], None],
+        resumes: bool = False,
     ) -> None:
         """Show ``nodes``, then wait for a frontend.
 
+        One that ``resumes`` goes on with the rings of a backend before it, where requests that one
+        had taken and not answered are no loss: packets, not sectors.
         ``connect`` may raise PeerError or Refused. ``broken`` hears what the frontend does wrong.
         """
         self._store = store
@@ -147,7 +136,7 @@ class BackendDevice(Generic[C]):
         self.state = State.INITIALISING
         for name, value in nodes.items():
             store.write(f"{paths.backend}/{name}", value)
-        self._show(self._first_state())
+        self._show(State.INIT_WAIT if resumes else self._first_state())
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
 
     @property

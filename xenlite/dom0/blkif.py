@@ -61,7 +61,9 @@ class Operation(Enum):
     DISCARD = BLKIF_OP_DISCARD
 
 
-_BY_NUMBER: Final = {operation.value: operation for operation in Operation}
+_OF_SEGMENTS: Final = {
+    operation.value: operation for operation in (Operation.READ, Operation.WRITE, Operation.BARRIER)
+}
 _READ: Final = Operation.READ
 _WHOLE_PAGE: Final = (SECTORS_PER_PAGE - 1) << 8  # first and last sector of a segment, as a word
 _GREFS: Final = Struct(f"<{BLKIF_MAX_INDIRECT_PAGES_PER_REQUEST}I")
@@ -146,19 +148,10 @@ def ring_shape(pages: int, wire: Wire = NATIVE) -> Shape:
 def decode(slot: bytes, disk: Disk, wire: Wire = NATIVE) -> Request | Indirect | Bad:
     """Check one copied request."""
     number, count, _, request_id, sector, segments = wire.request.unpack(slot)
-    if number == BLKIF_OP_INDIRECT:
-        return _decode_indirect(slot, wire)
-    operation = _BY_NUMBER.get(number)
+    operation = _OF_SEGMENTS.get(number)
     if operation is None:
-        return Bad(request_id, number, BLKIF_RSP_EOPNOTSUPP, f"operation {number} is not known")
-    if operation is Operation.DISCARD:
-        return _decode_discard(slot, disk, wire)
-    if operation is Operation.FLUSH:
-        if count:
-            return Bad(request_id, number, BLKIF_RSP_ERROR, f"a flush of {count} segments")
-        return Request(request_id, operation, 0, 0)
-    least = 0 if operation is Operation.BARRIER else 1
-    if not least <= count <= BLKIF_MAX_SEGMENTS_PER_REQUEST:
+        return _decode_other(slot, disk, wire)
+    if count > BLKIF_MAX_SEGMENTS_PER_REQUEST or (not count and number != BLKIF_OP_WRITE_BARRIER):
         return Bad(request_id, number, BLKIF_RSP_ERROR, f"{count} segments")
     raw = segments[: count * SIZEOF_BLKIF_REQUEST_SEGMENT]
     return _with_segments(request_id, operation, sector, raw, disk)
@@ -193,10 +186,24 @@ def _with_segments(
     return Request(request_id, operation, sector * SECTOR, size, refs, pieces)
 
 
+def _decode_other(slot: bytes, disk: Disk, wire: Wire) -> Request | Indirect | Bad:
+    """Check a request that has no segments in its slot."""
+    number, count, _, request_id, _, _ = wire.request.unpack(slot)
+    if number == BLKIF_OP_INDIRECT:
+        return _decode_indirect(slot, wire)
+    if number == BLKIF_OP_DISCARD:
+        return _decode_discard(slot, disk, wire)
+    if number != BLKIF_OP_FLUSH_DISKCACHE:
+        return Bad(request_id, number, BLKIF_RSP_EOPNOTSUPP, f"operation {number} is not known")
+    if count:
+        return Bad(request_id, number, BLKIF_RSP_ERROR, f"a flush of {count} segments")
+    return Request(request_id, Operation.FLUSH, 0, 0)
+
+
 def _decode_indirect(slot: bytes, wire: Wire) -> Indirect | Bad:
     _, number, count, request_id, sector, _, grefs = wire.indirect.unpack_from(slot)
-    operation = _BY_NUMBER.get(number)
-    if operation not in (Operation.READ, Operation.WRITE):
+    operation = _OF_SEGMENTS.get(number)
+    if operation is None or operation is Operation.BARRIER:
         what = f"operation {number} with indirect segments"
         return Bad(request_id, BLKIF_OP_INDIRECT, BLKIF_RSP_EOPNOTSUPP, what)
     if not 1 <= count <= MAX_INDIRECT_SEGMENTS:

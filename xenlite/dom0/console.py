@@ -2,8 +2,10 @@
 """Serve a domain's consoles: take what it prints, give it what is typed.
 
 ``ConsoleProtocol`` knows the shared page and no event channel; ``Console`` joins it to a ``Link``.
-The initial console is such a page, which the builder made; others are devices (``ConsoleDevice``),
-whose frontends connect and leave as every device's do. States of a console::
+The initial console is such a page, which the builder made; others are devices
+(``console_device.py``), whose frontends connect and leave as every device's do.
+
+States of a console::
 
     OPEN ------ guest breaks the ring --> BROKEN    the ring is left alone, the log is kept
       |                                      |
@@ -22,7 +24,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from enum import Enum
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
@@ -33,16 +34,13 @@ from xenlite.abi.x86_32p import (
     XENCONS_INTERFACE_OUT_CONS,
     XENCONS_INTERFACE_OUT_PROD,
 )
-from xenlite.dom0.backend_device import MAX_NUMBER, BackendDevice, DeviceStatus
-from xenlite.dom0.rate import Rate, RateLimit
 from xenlite.dom0.ring import Consumer, Place, Producer
-from xenlite.dom0.xenbus import BLOCK_TRANSITIONS
 from xenlite.errors import PeerError
 
 if TYPE_CHECKING:
-    from xenlite.dom0.backend_device import DevicePaths, FrontendNodes
+    from xenlite.dom0.device_status import DeviceStatus
+    from xenlite.dom0.rate import Rate, RateLimit
     from xenlite.dom0.ring import Page
-    from xenlite.dom0.xenbus import DeviceStore, State
     from xenlite.doors import Link
 
 IN: Final = Place(
@@ -126,10 +124,7 @@ class Outer:
         rate: Rate | None = None,
         has_room: Callable[[], None] = lambda: None,
     ) -> None:
-        """Have output go to ``sink``, so many bytes in a time; ``has_room`` hears that input may.
-
-        ``has_room`` is called whenever no input waits any more.
-        """
+        """Have output go to ``sink``; ``has_room`` is called whenever no input waits any more."""
         self.sink = sink
         self.rate = rate
         self.has_room = has_room
@@ -154,7 +149,7 @@ class Console:
         self._link = link
         self._outer = outer
         self._broken = broken
-        self._limit = None if outer.rate is None else RateLimit(outer.rate, link.now_ns())
+        self._limit = _limit(outer.rate, link.now_ns())
         self._is_resting = False
         self._printed_bytes = 0
         self.state = ConsoleState.OPEN
@@ -174,6 +169,8 @@ class Console:
 
     def status(self, number: int) -> DeviceStatus:
         """Return what it is doing, as the initial console, whose number is 0."""
+        from xenlite.dom0.device_status import DeviceStatus
+
         return DeviceStatus(f"console {number}", None, None, self.indexes(), self.counts())
 
     def indexes(self) -> dict[str, int]:
@@ -249,56 +246,9 @@ class Console:
         self.pump()
 
 
-class ConsoleDevice:
-    """One more console of a domain, as XenStore shows it. ``broken`` hears what is done wrong."""
+def _limit(rate: Rate | None, now_ns: int) -> RateLimit | None:
+    if rate is None:
+        return None
+    from xenlite.dom0.rate import RateLimit
 
-    def __init__(
-        self,
-        link: Link,
-        store: DeviceStore,
-        paths: DevicePaths,
-        outer: Outer,
-        broken: Callable[[PeerError], None],
-    ) -> None:
-        self._connect = partial(Console, link, paths.frontend_domid)
-        self._outer = outer
-        self._device = BackendDevice(
-            store, paths, BLOCK_TRANSITIONS, nodes={}, connect=self._join, broken=broken
-        )
-
-    @property
-    def state(self) -> State:
-        """Return the state that the backend shows."""
-        return self._device.state
-
-    @property
-    def waiting_bytes(self) -> int:
-        """Return how much input the guest has not had room for."""
-        console = self._device.connection
-        return 0 if console is None else console.waiting_bytes
-
-    def status(self, number: int) -> DeviceStatus:
-        """Return what it is doing."""
-        console = self._device.connection
-        return DeviceStatus(
-            f"console {number}",
-            self.state,
-            self._device.seen,
-            {} if console is None else console.indexes(),
-            {} if console is None else console.counts(),
-        )
-
-    def feed(self, data: bytes) -> None:
-        """Give the guest input; while its frontend is away there is nobody to keep it for."""
-        if self._device.connection is not None:
-            self._device.connection.feed(data)
-
-    def close(self) -> None:
-        """Take the console away, with its last output."""
-        self._device.close()
-
-    def _join(self, nodes: FrontendNodes) -> Console:
-        """Join the frontend's page. Raises PeerError, Refused."""
-        ref = nodes.number("ring-ref", 0, MAX_NUMBER)
-        port = nodes.number("port", 0, MAX_NUMBER)
-        return self._connect(ref, port, self._outer, self._device.lost)
+    return RateLimit(rate, now_ns)

@@ -15,13 +15,13 @@ from xenlite.dom0.backend_device import (
     MAX_NUMBER,
     BackendDevice,
     DevicePaths,
-    DeviceStatus,
     FrontendNodes,
     device_paths,
     shown,
 )
 from xenlite.dom0.blkback import BlockRing, Offer
 from xenlite.dom0.blkif import MAX_INDIRECT_SEGMENTS, NATIVE, SECTOR, WIRES, Disk
+from xenlite.dom0.device_status import DeviceStatus
 from xenlite.dom0.image import ImageWorker
 from xenlite.dom0.xenbus import BLOCK_TRANSITIONS
 from xenlite.errors import PeerError

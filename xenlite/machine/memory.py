@@ -227,8 +227,8 @@ class MachineMemory:
     def wrote_all(self, mfns: Collection[int]) -> None:
         """Forget the translations of all frames, as ``wrote`` does of one."""
         code = self.code
-        if any(map(code.__getitem__, mfns)):
-            for mfn in mfns:
+        for mfn in mfns:
+            if code[mfn]:
                 self.wrote(mfn)
 
     def release(self, mfn: int) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
-    from xenlite.dom0.backend_device import DeviceStatus
+    from xenlite.dom0.device_status import DeviceStatus
 
 
 class Device(Protocol):

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from xenlite.dom0.rate import Rate
+if TYPE_CHECKING:
+    from xenlite.dom0.rate import Rate
 
 _NAMES: Final = ("output", "path", "log", "rate", "name")
 _UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -90,6 +91,8 @@ def _split(text: str) -> dict[str, str]:
 
 def _rate(text: str) -> Rate:
     """Read bytes a second."""
+    from xenlite.dom0.rate import Rate
+
     match = re.fullmatch(
         r"(\d{1,9})([KMG]?)(?:i?B)?(?:/s)?", text.strip(), re.ASCII | re.IGNORECASE
     )

@@ -14,9 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final, Protocol
 
-from xenlite.dom0.backend_device import device_paths
-from xenlite.dom0.console import ConsoleDevice, Outer
-from xenlite.dom0.device_store import Dom0Store
+from xenlite.dom0.console import Outer
 from xenlite.dom0.rolling_file import RollingFile
 from xenlite.toolstack import store_nodes
 from xenlite.toolstack.console_config import FIRST_CONSOLE, ConsoleConfig, Output
@@ -24,7 +22,7 @@ from xenlite.toolstack.console_ends import ConsoleSocket, Pty
 from xenlite.toolstack.console_log import ConsoleTail
 
 if TYPE_CHECKING:
-    from xenlite.dom0.backend_device import DeviceStatus
+    from xenlite.dom0.device_status import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Link
     from xenlite.errors import PeerError
@@ -158,6 +156,10 @@ def attach_devices(
     """Show a domain the consoles behind the first, from number 1 on, before it runs."""
     if not channels:
         return
+    from xenlite.dom0.backend_device import device_paths
+    from xenlite.dom0.console_device import ConsoleDevice
+    from xenlite.dom0.device_store import Dom0Store
+
     nodes = Dom0Store(link, store.server)
     undo.callback(nodes.close)
     for number, channel in enumerate(channels, 1):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from xenlite.dom0.backend_device import DeviceStatus
+    from xenlite.dom0.device_status import DeviceStatus
 
 
 def device_lines(devices: Iterable[DeviceStatus]) -> list[str]:

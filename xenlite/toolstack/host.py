@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from xenlite.abi.x86_32p import XEN_PAGE_SHIFT, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from xenlite.dom0.xenstore.store import XenStore
-from xenlite.errors import ConfigError, Fault
+from xenlite.errors import ConfigError, Fault, Refused
 from xenlite.toolstack.console_config import Output
 from xenlite.toolstack.consoles import open_channels
 from xenlite.toolstack.domain_config import Reaction
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
-    from xenlite.dom0.backend_device import DeviceStatus
+    from xenlite.dom0.device_status import DeviceStatus
     from xenlite.doors import Refusal
     from xenlite.errors import PeerError
     from xenlite.hypervisor import Hypervisor
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from xenlite.toolstack.symbols import Symbols
 
 EXIT_TIMEOUT: Final = 124
+EXIT_CANNOT_RESTART: Final = 1  # as where it cannot start at all
 EXIT_DESTROYED: Final = 130  # as when the user leaves, which destroys them all
 AUDIT_PERIOD_NS: Final = 500_000_000
 RECORD_BYTES: Final = 16 << 20  # a turn of 10 ms makes some 10,000 events of 64 bytes
@@ -362,11 +363,20 @@ class Host:
         self._stop(guest)
         if wish.restarts:
             if guest.restarts.allows(self._clock.monotonic_ns()):
-                self._start(guest)
-                return 0, False
+                return self._restart(guest), False
             self._voice.say(f"domain {guest.config.name!r} restarts too often: left as it is")
         self._hang_up(guest)
         return exit_status(reason), False
+
+    def _restart(self, guest: Guest) -> int:
+        """Start a domain again; what it needs may have gone, which costs it alone."""
+        try:
+            self._start(guest)
+        except (ConfigError, Refused) as error:
+            self._voice.say(f"domain {guest.config.name!r} cannot start again: {error}")
+            self._hang_up(guest)
+            return EXIT_CANNOT_RESTART
+        return 0
 
     def _hang_up(self, guest: Guest) -> None:
         for channel in self._channels[guest.config.name]:

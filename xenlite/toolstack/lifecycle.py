@@ -149,12 +149,12 @@ class Guest:
             self._make_vifs = partial(
                 _make_vifs, link, store, domain.domid, self.config.name, networks, broken
             )
-            self._attach(images, undo)
+            disks, vifs = self._attach(images, undo)
             if built is not None:
                 built(domain.domid)
             control.unpause(domain.domid)
             self._undo = undo.pop_all()
-        self.domain, self.console = domain, console
+        self.domain, self.console, self.disks, self.vifs = domain, console, disks, vifs
         return domain
 
     def _open_images(self, undo: ExitStack) -> list[RawImage]:
@@ -165,16 +165,17 @@ class Guest:
 
         return open_images(self.config.disks, undo)
 
-    def _attach(self, images: list[RawImage], undo: ExitStack) -> None:
-        """Attach what is configured."""
-        if images:
-            self.disks = self._make_disks(undo)
+    def _attach(self, images: list[RawImage], undo: ExitStack) -> tuple[Disks | None, Vifs | None]:
+        """Attach what is configured; None where that is nothing."""
+        disks = self._make_disks(undo) if images else None
+        if disks is not None:
             for disk, image in zip(self.config.disks, images, strict=True):
-                self.disks.attach(disk, image)
-        if self.config.vifs:
-            self.vifs = self._make_vifs(undo)
+                disks.attach(disk, image)
+        vifs = self._make_vifs(undo) if self.config.vifs else None
+        if vifs is not None:
             for vif in self.config.vifs:
-                self.vifs.attach(vif)
+                vifs.attach(vif)
+        return disks, vifs
 
     def has_disk(self, number: int) -> bool:
         """Tell whether the running domain has a disk of that number."""

@@ -17,7 +17,7 @@ from xenlite.toolstack.store_nodes import device_paths, vif_nodes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from xenlite.dom0.backend_device import DeviceStatus
+    from xenlite.dom0.device_status import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Link
     from xenlite.errors import PeerError

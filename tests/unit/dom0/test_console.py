@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.support.front_domain import PlainStore
 from xenlite.abi.x86_32p import XENCONS_INTERFACE_OUT_CONS, GTF_permit_access
 from xenlite.dom0.backend_device import device_paths
-from xenlite.dom0.console import IN, OUT, Console, ConsoleDevice, Outer
+from xenlite.dom0.console import IN, OUT, Console, Outer
+from xenlite.dom0.console_device import ConsoleDevice
 from xenlite.dom0.rate import Rate
 from xenlite.dom0.ring import Consumer, Producer
 from xenlite.hypervisor import Hypervisor

@@ -7,12 +7,18 @@ import os
 import select
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from xenlite.dom0.device_status import DeviceStatus
+from xenlite.errors import ConfigError
 from xenlite.hypervisor import Hypervisor
+from xenlite.toolstack.console_config import ConsoleConfig, Output
 from xenlite.toolstack.console_ends import MOST_WAITING, ConsoleSocket, Pty, Waiting
+from xenlite.toolstack.consoles import open_channels
 from xenlite.toolstack.poller import Poller
 from xenlite.toolstack.socket_dir import listen
 
@@ -182,3 +188,60 @@ def test_waiting_keeps_the_newest() -> None:
     assert len(seen) == MOST_WAITING
     assert seen.endswith(b"9999" * 100)
     assert waiting.has_lost
+
+
+class _Guest:
+    """The domain's end of a channel."""
+
+    def __init__(self) -> None:
+        self.fed = b""
+        self.waiting_bytes = 0
+
+    def feed(self, data: bytes) -> None:
+        self.fed += data
+
+    def has(self, data: bytes) -> bool:
+        return self.fed == data
+
+    def status(self, number: int) -> DeviceStatus:
+        return DeviceStatus(f"console {number}")
+
+
+def test_channels_carry_both_ways_and_leave_nothing_behind(
+    outside: Outside, tmp_path: Path
+) -> None:
+    before = list(Path("/proc/self/fd").iterdir())
+    terminal: list[bytes] = []
+    said: list[str] = []
+    configs = [
+        ConsoleConfig(Output.TERMINAL, log=tmp_path / "log"),
+        ConsoleConfig(Output.SOCKET, socket=tmp_path / "sock"),
+    ]
+    for n in range(3):
+        with ExitStack() as undo:
+            first, second = open_channels(
+                configs, outside.poller, undo, terminal=terminal.append, say=said.append
+            )
+            first.feed(b"to nobody")
+            guest = _Guest()
+            with ExitStack() as domain:
+                first.join(guest, domain)
+                reader = Reader(first.tty)
+                first.write(b"hello")
+                outside.until(partial(reader.has, b"hello"))
+                os.write(reader.fd, b"typed")
+                outside.until(partial(guest.has, b"typed"))
+                os.close(reader.fd)
+            first.feed(b"to nobody")
+            assert guest.fed == b"typed"
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "sock"))
+                second.write(b"seen by who is there")
+            assert len(terminal) == n + 1
+            with pytest.raises(ConfigError, match="somebody listens there already"):
+                open_channels(
+                    configs, outside.poller, undo, terminal=terminal.append, say=said.append
+                )
+        assert list(Path("/proc/self/fd").iterdir()) == before
+        assert not (tmp_path / "sock").exists()
+    assert not said
