@@ -106,11 +106,7 @@ PROCESSOR: Final = {
 }
 """Loops, with their instructions."""
 SHARING: Final = (WAKE_UP, IDLE, FAIRNESS)
-GROUPS: Final = {
-    "guestos": "tools.bench_guestos",
-    "rings": "tools.bench_rings",
-    "packets": "tools.bench_packets",
-}
+GROUPS: Final = {"guestos": "tools.bench_guestos", "rings": "tools.bench_rings"}
 """First words that stand for a bench with a command line of its own, a module with ``main``."""
 NAMES: Final = (*(operation.name for operation in OPERATIONS), *PROCESSOR, *SHARING, TRACING, START)
 
