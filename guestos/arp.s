@@ -181,6 +181,8 @@ arp_resolve:
 .Lresolve_look:
     cmp esi, -1
     je .Lresolve_everybody
+    cmp esi, [ebp + NETWORK_ADDRESS]
+    je .Lresolve_ourselves
     mov eax, offset network_lock
     call lock_events
     push eax
@@ -261,6 +263,12 @@ arp_resolve:
     call unlock_events
     mov eax, -EHOSTUNREACH
     jmp .Lresolve_out
+.Lresolve_ourselves:
+    mov eax, [ebp + NETWORK_MAC]
+    mov [edi], eax
+    mov ax, [ebp + NETWORK_MAC + 4]
+    mov [edi + 4], ax
+    jmp .Lresolve_done
 .Lresolve_everybody:
     mov dword ptr [edi], -1
     mov word ptr [edi + 4], -1
@@ -287,7 +295,7 @@ arp_send:
     mov ebx, eax
     test eax, eax
     jz .Larp_send_none
-    mov edi, [ebx + BUFFER_DATA]
+    mov edi, [ebx + PBUF_DATA]
     mov eax, esi
     mov edx, ETHERNET_ARP
     call ethernet_header
@@ -309,7 +317,7 @@ arp_send:
     mov [edi + ARP_TARGET], eax
     mov eax, ebx
     mov edx, ETHERNET_HEADER + ARP_PACKET
-    call netfront_send
+    call ethernet_send
 .Larp_send_none:
     pop ecx
     pop eax

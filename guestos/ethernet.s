@@ -64,6 +64,56 @@ network_dropped:
     xor eax, eax
     ret
 
+# Send a frame; one to ourselves comes in at once. In: eax = buffer, edx = bytes, ebp = interface.
+# network_lock is held.
+ethernet_send:
+    mov ecx, [eax + PBUF_DATA]
+    push edx
+    mov edx, [ecx]
+    cmp edx, [ebp + NETWORK_MAC]
+    jne .Lethernet_send_out
+    mov dx, [ecx + 4]
+    cmp dx, [ebp + NETWORK_MAC + 4]
+    je .Lethernet_send_back
+.Lethernet_send_out:
+    pop edx
+    jmp netfront_send
+.Lethernet_send_back:
+    pop edx
+    push ebx
+    push esi
+    push edi
+    mov ebx, [ebp + NIC_RX_FREE]
+    test ebx, ebx
+    jz .Lethernet_no_room
+    mov ecx, [ebx + PBUF_NEXT]
+    mov [ebp + NIC_RX_FREE], ecx
+    dec dword ptr [ebp + NIC_RX_SPARE]
+    mov dword ptr [ebx + PBUF_CHECKED], 0
+    mov esi, [eax + PBUF_DATA]
+    mov edi, [ebx + PBUF_DATA]
+    lea ecx, [edx + 3]
+    shr ecx, 2
+    rep movsd
+    push edx
+    call network_discard
+    pop ecx
+    mov esi, [ebx + PBUF_DATA]
+    call ethernet_input
+    test eax, eax
+    jnz .Lethernet_send_done
+    mov eax, ebx
+    call network_recycle
+    jmp .Lethernet_send_done
+.Lethernet_no_room:
+    inc dword ptr [ebp + NETWORK_RX_DROPPED]
+    call network_discard
+.Lethernet_send_done:
+    pop edi
+    pop esi
+    pop ebx
+    ret
+
 # Write the header of a frame. In: eax = address of the six bytes of the destination, edx = type as
 # it lies in memory, edi = frame, ebp = interface. Keeps edx.
 ethernet_header:

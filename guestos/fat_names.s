@@ -9,8 +9,9 @@
 # something like volume labels, and pass them over. A number and a checksum of the short name tell
 # whether they belong to it; if not, the short name counts.
 #
-# A walk goes through a directory. It ends with it, and after as many entries as FAT allows: so also
-# a chain of clusters that bites its tail has an end.
+# A walk goes through a directory. A chain of clusters that bites its tail has an end, too: the walk
+# remembers a cluster that it has passed, a later one each time that it has gone twice as far, and
+# ends where it meets that again.
 
 .equ FAT_NAME_SIZE, 11
 .equ FAT_ATTRIBUTES, 11
@@ -39,7 +40,10 @@
 .equ WALK_INDEX, 4                  # of the next entry
 .equ WALK_EXPECTED, 8               # of a long name: the next piece; 0: all are there
 .equ WALK_CHECKSUM, 12              # its pieces'; -1 for no long name
-.equ WALK_ENTRY, 16                 # a copy
+.equ WALK_PASSED, 16                # the cluster that it remembers,
+.equ WALK_STEPS, 20                 # clusters since then,
+.equ WALK_STEPS_MAX, 24             # and after how many it remembers another one
+.equ WALK_ENTRY, 28                 # a copy
 .equ WALK_NAME, WALK_ENTRY + SIZEOF_FAT_ENTRY   # a text
 .equ SIZEOF_WALK, WALK_NAME + LONG_PIECES * LONG_CHARACTERS + 4
 
@@ -167,8 +171,39 @@ fat_walk:
     mov [ebx + WALK_INDEX], eax
     mov [ebx + WALK_EXPECTED], eax
     mov dword ptr [ebx + WALK_CHECKSUM], -1
+    call fat_walk_remember
+    mov dword ptr [ebx + WALK_STEPS_MAX], 1
+    xor eax, eax
 .Lfat_walk_out:
     pop ebx
+    ret
+
+# Remember the cluster that a walk is in. In: ebx = walk.
+fat_walk_remember:
+    mov eax, [ebx + WALK_CLUSTER]
+    mov [ebx + WALK_PASSED], eax
+    mov dword ptr [ebx + WALK_STEPS], 0
+    ret
+
+# Go to the next cluster of a directory. In: ebx = walk. Out: CF set where there is none.
+fat_walk_step:
+    mov eax, [ebx + WALK_CLUSTER]
+    call fat_next
+    jc .Lfat_step_out
+    cmp eax, [ebx + WALK_PASSED]
+    stc
+    je .Lfat_step_out
+    mov [ebx + WALK_CLUSTER], eax
+    inc dword ptr [ebx + WALK_STEPS]
+    mov eax, [ebx + WALK_STEPS]
+    cmp eax, [ebx + WALK_STEPS_MAX]
+    jb .Lfat_step_on
+    add eax, eax
+    mov [ebx + WALK_STEPS_MAX], eax
+    call fat_walk_remember
+.Lfat_step_on:
+    clc
+.Lfat_step_out:
     ret
 
 # Go to the next file or directory. In: eax = walk. Out: CF clear: it stands on one, and has its
@@ -215,9 +250,8 @@ fat_read_entry:
     mov esi, [ebx + WALK_INDEX]
     cmp esi, FAT_ENTRIES_MAX
     jae .Lread_entry_end
-    mov eax, [ebx + WALK_CLUSTER]
-    test eax, eax
-    jz .Lread_entry_root
+    cmp dword ptr [ebx + WALK_CLUSTER], 0
+    je .Lread_entry_root
     mov ecx, [fat_cluster_shift]
     mov edx, SECTOR_SIZE / SIZEOF_FAT_ENTRY
     shl edx, cl
@@ -226,12 +260,12 @@ fat_read_entry:
     jnz .Lread_entry_within
     test esi, esi
     jz .Lread_entry_within
-    call fat_next
+    call fat_walk_step
     jc .Lread_entry_end
-    mov [ebx + WALK_CLUSTER], eax
     xor edx, edx
 .Lread_entry_within:
     mov esi, edx
+    mov eax, [ebx + WALK_CLUSTER]
     call fat_sector_of
     jc .Lread_entry_broken
     jmp .Lread_entry_sector

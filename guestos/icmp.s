@@ -66,7 +66,7 @@ icmp_echo:
     call icmp_finish
     mov eax, ebx
     add edx, ETHERNET_HEADER + IP_HEADER
-    call netfront_send
+    call ethernet_send
 .Lecho_none:
     xor eax, eax
     pop ebx
@@ -86,8 +86,8 @@ icmp_finish:
 # Pass an answer on.
 icmp_reply:
     mov eax, [edi + IP_SOURCE]
-    mov [ebx + BUFFER_SOURCE], eax
-    mov dword ptr [ebx + BUFFER_PORT], 0
+    mov [ebx + PBUF_SOURCE], eax
+    mov dword ptr [ebx + PBUF_PORT], 0
     mov eax, IPPROTO_ICMP
     movzx edx, word ptr [esi + ICMP_IDENTIFIER]
     push ecx
@@ -111,9 +111,9 @@ icmp_refused:
     cmp byte ptr [esi + IP_PROTOCOL], IPPROTO_UDP
     jne network_ignored
     mov eax, [esi + IP_DESTINATION] # the other end
-    mov [ebx + BUFFER_SOURCE], eax
+    mov [ebx + PBUF_SOURCE], eax
     movzx eax, word ptr [esi + IP_HEADER + UDP_DESTINATION]
-    mov [ebx + BUFFER_PORT], eax
+    mov [ebx + PBUF_PORT], eax
     mov eax, IPPROTO_UDP
     movzx edx, word ptr [esi + IP_HEADER]
     call socket_find
@@ -149,7 +149,7 @@ icmp_refuse:
     call icmp_finish
     mov eax, ebx
     mov edx, ETHERNET_HEADER + IP_HEADER + ICMP_HEADER + ICMP_QUOTED
-    call netfront_send
+    call ethernet_send
 .Lrefuse_none:
     xor eax, eax
     pop ebx

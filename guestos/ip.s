@@ -209,7 +209,7 @@ ip_answer:
     mov ebx, eax
     test eax, eax
     jz .Lip_answer_none
-    mov edi, [ebx + BUFFER_DATA]
+    mov edi, [ebx + PBUF_DATA]
     lea eax, [esi - ETHERNET_HEADER + ETHERNET_SOURCE]
     mov edx, ETHERNET_IP
     call ethernet_header

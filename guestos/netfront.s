@@ -51,14 +51,14 @@ netfront_send:
     lea esi, [ebp + NIC_TX]
     RING_SLOT ecx, esi, FRONT_PUT, NETFRONT_SLOTS, SIZEOF_NETIF_TX_REQUEST
     inc dword ptr [esi + FRONT_PUT]
-    mov dword ptr [ebx + BUFFER_IN_RING], 1
-    mov eax, [ebx + BUFFER_GRANT]
+    mov dword ptr [ebx + PBUF_IN_RING], 1
+    mov eax, [ebx + PBUF_GRANT]
     mov [ecx + NETIF_TX_REQUEST_GREF], eax
-    mov eax, [ebx + BUFFER_DATA]
+    mov eax, [ebx + PBUF_DATA]
     and eax, PAGE_SIZE - 1
     mov [ecx + NETIF_TX_REQUEST_OFFSET], eax        # and flags: no checksum is left blank
     shl edx, 16
-    or edx, [ebx + BUFFER_NUMBER]
+    or edx, [ebx + PBUF_NUMBER]
     mov [ecx + NETIF_TX_REQUEST_ID], edx            # and size
     pop esi
     pop ebx
@@ -118,9 +118,9 @@ netfront_collect:
     mov ebx, [edx + eax * 4]
     test ebx, ebx
     jz .Lcollect_broken
-    cmp dword ptr [ebx + BUFFER_IN_RING], 1
+    cmp dword ptr [ebx + PBUF_IN_RING], 1
     jne .Lcollect_broken
-    mov dword ptr [ebx + BUFFER_IN_RING], 0
+    mov dword ptr [ebx + PBUF_IN_RING], 0
     inc dword ptr [esi + FRONT_TAKEN]
     sar ecx, 16
     jns .Lcollect_sent
@@ -267,17 +267,17 @@ netfront_take:
     test eax, NETRXF_more_data | NETRXF_extra_info
     jnz .Ltake_broken               # of what we have not offered
     and eax, NETFRONT_RX_CHECKED
-    mov [ebx + BUFFER_CHECKED], eax
+    mov [ebx + PBUF_CHECKED], eax
     inc dword ptr [ebp + NETWORK_RX_PACKETS]
     add [ebp + NETWORK_RX_BYTES], ecx
     adc dword ptr [ebp + NETWORK_RX_BYTES + 4], 0
-    mov esi, [ebx + BUFFER_DATA]
+    mov esi, [ebx + PBUF_DATA]
     add esi, edx
     call ethernet_input
     test eax, eax
     jz .Ltake_post
     mov ebx, [ebp + NIC_RX_FREE]    # socket_queue keeps none without one in its place
-    mov eax, [ebx + BUFFER_NEXT]
+    mov eax, [ebx + PBUF_NEXT]
     mov [ebp + NIC_RX_FREE], eax
     dec dword ptr [ebp + NIC_RX_SPARE]
 .Ltake_post:
@@ -303,7 +303,7 @@ netfront_post:
     inc dword ptr [edi + FRONT_PUT]
     and ecx, NETFRONT_SLOTS - 1
     mov [eax + NETIF_RX_REQUEST_ID], ecx
-    mov edx, [ebx + BUFFER_GRANT]
+    mov edx, [ebx + PBUF_GRANT]
     mov [eax + NETIF_RX_REQUEST_GREF], edx
     mov edx, [ebp + NIC_RX_SLOTS]
     mov [edx + ecx * 4], ebx

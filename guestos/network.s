@@ -29,7 +29,7 @@
 .equ NETWORK_MAX, 4                 # interfaces: eth0 is the device vif/0
 
 # An interface. It begins with what programs are told of it (NETWORK_, syscalls.inc).
-.equ NIC_TX_FREE, SIZEOF_NETWORK    # buffers to send, a list through BUFFER_NEXT,
+.equ NIC_TX_FREE, SIZEOF_NETWORK    # buffers to send, a list through PBUF_NEXT,
 .equ NIC_RX_FREE, NIC_TX_FREE + 4   # and those to receive that are not in the ring,
 .equ NIC_RX_SPARE, NIC_RX_FREE + 4  # so many
 .equ NIC_TX_WAITERS, NIC_RX_SPARE + 4       # somebody waits for a buffer to send
@@ -45,18 +45,18 @@
 .equ NIC_ONE, NIC_CHUNKS + 4        # and a number to tell
 .equ SIZEOF_NIC, NIC_ONE + 4
 
-.equ BUFFER_NEXT, 0
-.equ BUFFER_NIC, 4
-.equ BUFFER_DATA, 8                 # address of its memory
-.equ BUFFER_GRANT, 12               # reference of the page
-.equ BUFFER_NUMBER, 16              # of a buffer to send: its id in the ring
-.equ BUFFER_IN_RING, 20             # 1: the backend may use it
-.equ BUFFER_CHECKED, 24             # 1: whoever sent it vouches for its checksums
-.equ BUFFER_PAYLOAD, 28             # what a socket gets: address,
-.equ BUFFER_BYTES, 32               # length,
-.equ BUFFER_SOURCE, 36              # and who sent it
-.equ BUFFER_PORT, 40
-.equ SIZEOF_BUFFER, 44
+.equ PBUF_NEXT, 0
+.equ PBUF_NIC, 4
+.equ PBUF_DATA, 8                 # address of its memory
+.equ PBUF_GRANT, 12               # reference of the page
+.equ PBUF_NUMBER, 16              # of a buffer to send: its id in the ring
+.equ PBUF_IN_RING, 20             # 1: the backend may use it
+.equ PBUF_CHECKED, 24             # 1: whoever sent it vouches for its checksums
+.equ PBUF_PAYLOAD, 28             # what a socket gets: address,
+.equ PBUF_BYTES, 32               # length,
+.equ PBUF_SOURCE, 36              # and who sent it
+.equ PBUF_PORT, 40
+.equ SIZEOF_PBUF, 44
 
 .section .text
 
@@ -75,9 +75,9 @@ network_of:
 
 # A buffer that was received is not needed any more. In: eax = buffer. network_lock is held.
 network_recycle:
-    mov edx, [eax + BUFFER_NIC]
+    mov edx, [eax + PBUF_NIC]
     mov ecx, [edx + NIC_RX_FREE]
-    mov [eax + BUFFER_NEXT], ecx
+    mov [eax + PBUF_NEXT], ecx
     mov [edx + NIC_RX_FREE], eax
     inc dword ptr [edx + NIC_RX_SPARE]
     ret
@@ -88,7 +88,7 @@ network_take:
     test eax, eax
     jz .Ltake_collect
 .Ltake_first:
-    mov ecx, [eax + BUFFER_NEXT]
+    mov ecx, [eax + PBUF_NEXT]
     mov [ebp + NIC_TX_FREE], ecx
     ret
 .Ltake_collect:
@@ -100,9 +100,9 @@ network_take:
 
 # Give a buffer to send back. In: eax = buffer. network_lock is held.
 network_discard:
-    mov edx, [eax + BUFFER_NIC]
+    mov edx, [eax + PBUF_NIC]
     mov ecx, [edx + NIC_TX_FREE]
-    mov [eax + BUFFER_NEXT], ecx
+    mov [eax + PBUF_NEXT], ecx
     mov [edx + NIC_TX_FREE], eax
     ret
 

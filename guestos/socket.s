@@ -69,10 +69,10 @@ socket_find:
     mov eax, [ecx + SOCKET_REMOTE]
     test eax, eax
     jz .Lsocket_found
-    cmp eax, [ebx + BUFFER_SOURCE]
+    cmp eax, [ebx + PBUF_SOURCE]
     jne .Lsocket_stranger
     mov eax, [ecx + SOCKET_REMOTE_PORT]
-    cmp eax, [ebx + BUFFER_PORT]
+    cmp eax, [ebx + PBUF_PORT]
     je .Lsocket_found
 .Lsocket_stranger:
     pop eax
@@ -98,16 +98,16 @@ socket_has_room:
 # and ecx = what the socket gets of it. Out: eax = 1.
 socket_queue:
     mov edx, [eax + SOCKET_QUEUED]
-    mov [ebx + BUFFER_PAYLOAD], esi
-    mov [ebx + BUFFER_BYTES], ecx
-    mov dword ptr [ebx + BUFFER_NEXT], 0
+    mov [ebx + PBUF_PAYLOAD], esi
+    mov [ebx + PBUF_BYTES], ecx
+    mov dword ptr [ebx + PBUF_NEXT], 0
     mov ecx, [eax + SOCKET_LAST]
     mov [eax + SOCKET_LAST], ebx
     inc dword ptr [eax + SOCKET_QUEUED]
     inc dword ptr [network_unread]
     test edx, edx
     jz .Lqueue_first
-    mov [ecx + BUFFER_NEXT], ebx
+    mov [ecx + PBUF_NEXT], ebx
     mov eax, 1
     ret
 .Lqueue_first:
@@ -131,19 +131,19 @@ socket_drain:
 .Ldrain_buffer:
     dec ecx
     js .Ldrain_done
-    mov edi, [ebx + BUFFER_NEXT]
+    mov edi, [ebx + PBUF_NEXT]
     push ecx
     test ebp, ebp
     jz .Ldrain_give_back
-    cmp [ebx + BUFFER_NIC], ebp
+    cmp [ebx + PBUF_NIC], ebp
     je .Ldrain_give_back
-    mov dword ptr [ebx + BUFFER_NEXT], 0
+    mov dword ptr [ebx + PBUF_NEXT], 0
     mov eax, [esi + SOCKET_LAST]
     cmp dword ptr [esi + SOCKET_QUEUED], 0
     jne .Ldrain_append
-    lea eax, [esi + SOCKET_FIRST - BUFFER_NEXT]
+    lea eax, [esi + SOCKET_FIRST - PBUF_NEXT]
 .Ldrain_append:
-    mov [eax + BUFFER_NEXT], ebx
+    mov [eax + PBUF_NEXT], ebx
     mov [esi + SOCKET_LAST], ebx
     inc dword ptr [esi + SOCKET_QUEUED]
     jmp .Ldrain_next
@@ -352,7 +352,7 @@ socket_send:
 socket_fill:
     push edi
     push edx
-    mov eax, [edi + BUFFER_DATA]
+    mov eax, [edi + PBUF_DATA]
     add eax, ETHERNET_HEADER + IP_HEADER
     cmp dword ptr [esi + SOCKET_PROTOCOL], IPPROTO_UDP
     jne .Lsocket_fill_copy
@@ -364,7 +364,7 @@ socket_fill:
     pop edx
     test eax, eax
     js .Lsocket_fill_failed
-    mov edi, [edi + BUFFER_DATA]
+    mov edi, [edi + PBUF_DATA]
     mov eax, edx
     mov edx, ETHERNET_IP
     call ethernet_header
@@ -391,7 +391,7 @@ socket_fill:
     mov eax, offset network_lock
     call lock_events
     xchg eax, [esp]                 # the buffer
-    call netfront_send
+    call ethernet_send
     mov eax, offset network_lock
     pop edx
     call unlock_events
@@ -453,25 +453,25 @@ socket_receive:
     jmp .Lsocket_receive_out
 .Lsocket_receive_take:
     mov ebx, [esi + SOCKET_FIRST]
-    mov eax, [ebx + BUFFER_NEXT]
+    mov eax, [ebx + PBUF_NEXT]
     mov [esi + SOCKET_FIRST], eax
     dec dword ptr [esi + SOCKET_QUEUED]
     dec dword ptr [network_unread]
     mov eax, offset network_lock
     mov edx, edi
     call unlock_events
-    mov eax, [ebx + BUFFER_SOURCE]
+    mov eax, [ebx + PBUF_SOURCE]
     mov [ebp + MESSAGE_ADDRESS], eax
-    mov eax, [ebx + BUFFER_PORT]
+    mov eax, [ebx + PBUF_PORT]
     mov [ebp + MESSAGE_PORT], eax
-    mov ecx, [ebx + BUFFER_BYTES]
+    mov ecx, [ebx + PBUF_BYTES]
     cmp ecx, [ebp + MESSAGE_BYTES]
     jbe .Lsocket_receive_copy
     mov ecx, [ebp + MESSAGE_BYTES]  # the rest is lost
 .Lsocket_receive_copy:
     push ecx
     mov eax, [ebp + MESSAGE_DATA]
-    mov edx, [ebx + BUFFER_PAYLOAD]
+    mov edx, [ebx + PBUF_PAYLOAD]
     call user_copy_out
     pop ecx
     test eax, eax

@@ -23,9 +23,9 @@ udp_input:
     ja network_bad
     mov ecx, eax
     mov eax, [edi + IP_SOURCE]
-    mov [ebx + BUFFER_SOURCE], eax
+    mov [ebx + PBUF_SOURCE], eax
     movzx eax, word ptr [esi]
-    mov [ebx + BUFFER_PORT], eax
+    mov [ebx + PBUF_PORT], eax
     mov eax, IPPROTO_UDP
     movzx edx, word ptr [esi + UDP_DESTINATION]
     push ecx
@@ -50,7 +50,7 @@ udp_input:
 # Is a datagram what was sent? In: ebx = buffer, edi = header of IP, esi, ecx = bytes. Out: ZF set
 # if so.
 udp_is_whole:
-    cmp dword ptr [ebx + BUFFER_CHECKED], 0
+    cmp dword ptr [ebx + PBUF_CHECKED], 0
     jne .Ludp_whole
     cmp word ptr [esi + UDP_CHECKSUM], 0
     je .Ludp_checked                # its sender gave none

@@ -24,7 +24,7 @@
 .equ VIF_CHUNK_NEXT, 0
 .equ VIF_CHUNK_COUNT, 4
 .equ VIF_CHUNK_BUFFERS, 8
-.equ VIF_CHUNK, (PAGE_SIZE - VIF_CHUNK_BUFFERS) / SIZEOF_BUFFER
+.equ VIF_CHUNK, (PAGE_SIZE - VIF_CHUNK_BUFFERS) / SIZEOF_PBUF
 .equ VIF_TX_OFFSET, 2               # so that the header of IP begins at a multiple of 4
 .equ VIF_HALF, PAGE_SIZE / 2
 .equ MAC_BYTES, 6
@@ -386,15 +386,15 @@ vif_make_buffer:
     mov [ebp + NIC_CHUNKS], eax
     mov ebx, eax
 .Lbuffer_room:
-    imul eax, [ebx + VIF_CHUNK_COUNT], SIZEOF_BUFFER
+    imul eax, [ebx + VIF_CHUNK_COUNT], SIZEOF_PBUF
     inc dword ptr [ebx + VIF_CHUNK_COUNT]
     lea eax, [ebx + eax + VIF_CHUNK_BUFFERS]
-    mov [eax + BUFFER_NIC], ebp
-    mov [eax + BUFFER_DATA], edi
+    mov [eax + PBUF_NIC], ebp
+    mov [eax + PBUF_DATA], edi
     mov ecx, [esp]
-    mov [eax + BUFFER_NUMBER], ecx
+    mov [eax + PBUF_NUMBER], ecx
     mov ecx, [esp + 4]
-    mov [eax + BUFFER_GRANT], ecx
+    mov [eax + PBUF_GRANT], ecx
     clc
 .Lbuffer_none:
     pop ecx
@@ -415,7 +415,7 @@ vif_fill_ring:
     mov esi, eax
 .Lfill_ring_next:
     mov ebx, [ebp + NIC_RX_FREE]
-    mov eax, [ebx + BUFFER_NEXT]
+    mov eax, [ebx + PBUF_NEXT]
     mov [ebp + NIC_RX_FREE], eax
     dec dword ptr [ebp + NIC_RX_SPARE]
     call netfront_post
@@ -502,12 +502,12 @@ vif_give_up:
     mov esi, [ebx + VIF_CHUNK_COUNT]
     lea edi, [ebx + VIF_CHUNK_BUFFERS]
 .Lgive_up_buffer:
-    test dword ptr [edi + BUFFER_NUMBER], 1
+    test dword ptr [edi + PBUF_NUMBER], 1
     jnz .Lgive_up_half              # the second one of a page
-    mov eax, [edi + BUFFER_GRANT]
+    mov eax, [edi + PBUF_GRANT]
     call vif_end
 .Lgive_up_half:
-    add edi, SIZEOF_BUFFER
+    add edi, SIZEOF_PBUF
     dec esi
     jnz .Lgive_up_buffer
     mov eax, ebx

@@ -13,7 +13,7 @@
 #    4      5    it asks us to leave: when the driver's idle says so, its stop; then 5 and 6
 #    3      5 6  it cannot join: the driver's stop; then 6
 #    3, 4   0-2  it has gone, or another one has come in its place (0: no node): we start again, see
-#    1      4    below
+#    4, 1   4    below; if ours is 4, only where it was written anew: another one has joined
 #    6      2    it was closed and comes anew: 1
 #    any         the device's directory is gone: the driver's stop and remove
 #
@@ -87,8 +87,8 @@ xenbus_run:
     call store_watch
 .Lxenbus_next:
     call store_wait
-    xor ebx, ebx
-    xchg ebx, [store_changes]       # before the look: what changes from here on is looked at again
+    mov ebx, eax
+    mov esi, edx
     btr ebx, WATCH_SHUTDOWN
     jnc .Lxenbus_no_shutdown
     call xenbus_hear_shutdown
@@ -100,9 +100,13 @@ xenbus_run:
     mov eax, offset xenbus_has_searched
     call process_wake
 .Lxenbus_device:
-    bsf eax, ebx
+    mov eax, ebx
+    or eax, esi
+    bsf eax, eax
     jz .Lxenbus_next
+    btr esi, eax
     btr ebx, eax
+    sbb edx, edx                    # not 0: its backend has written its state
     sub eax, WATCH_DEVICE
     imul eax, eax, SIZEOF_DEVICE
     add eax, offset xenbus_devices
@@ -180,13 +184,13 @@ xenbus_watch_of:
 
 # -- the states ------------------------------------------------------------------------------
 
-# Act on how things are. In: eax = device.
+# Act on how things are. In: eax = device, edx = not 0 where its backend has written its state.
 xenbus_look:
     push ebx
     push esi
+    push edi
     mov ebx, eax
-    cmp byte ptr [ebx + DEVICE_IS_BROKEN], 0
-    jne .Llook_broken
+    mov edi, edx
     lea eax, [ebx + DEVICE_BACKEND]
     mov edx, offset xenbus_state
     call store_read_number
@@ -194,6 +198,15 @@ xenbus_look:
     xor eax, eax                    # XenbusStateUnknown
 .Llook_state:
     mov esi, eax
+    # XenStore keeps the order: what the watch has told by now was written before it was read.
+    mov eax, ebx
+    call xenbus_watch_of
+    mov eax, ecx
+    call store_forget_change
+    sbb edx, edx
+    or edi, edx
+    cmp byte ptr [ebx + DEVICE_IS_BROKEN], 0
+    jne .Llook_broken
     mov ecx, [ebx + DEVICE_STATE]
     cmp ecx, XenbusStateInitialising
     je .Llook_initialising
@@ -240,7 +253,11 @@ xenbus_look:
 
 .Llook_live:
     cmp byte ptr [ebx + DEVICE_IS_LIVE], 0
-    jne .Llook_out
+    je .Llook_joined
+    test edi, edi
+    jz .Llook_out                   # the driver has called
+    jmp .Llook_restart              # another one has joined the same ring
+.Llook_joined:
     mov eax, ebx
     mov ecx, [ebx + DEVICE_DRIVER]
     call dword ptr [ecx + DRIVER_LIVE]
@@ -300,6 +317,7 @@ xenbus_look:
     mov edx, XenbusStateClosed
     call xenbus_show
 .Llook_out:
+    pop edi
     pop esi
     pop ebx
     ret

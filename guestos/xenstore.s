@@ -163,7 +163,8 @@ store_number:
     pop ebx
     ret
 
-# Sleep until a watch has something to tell, or store_poke is called.
+# Sleep until a watch has something to tell, or store_poke is called. Out: eax = a bit for each
+# watch that has; edx = a bit for each number that was poked.
 store_wait:
     push ebx
 .Lstore_wait_look:
@@ -173,8 +174,13 @@ store_wait:
     call store_receive
     jmp .Lstore_wait_look
 .Lstore_wait_sleep:
-    cmp dword ptr [store_changes], 0
-    jne .Lstore_wait_done
+    xor eax, eax
+    xor edx, edx
+    xchg eax, [store_changes]       # what changes from here on is told anew
+    xchg edx, [store_pokes]
+    mov ecx, eax
+    or ecx, edx
+    jnz .Lstore_wait_done
     mov eax, offset store_events
     mov edx, ebx
     call eventcount_wait
@@ -183,11 +189,17 @@ store_wait:
     pop ebx
     ret
 
-# Let a watch count as changed, in any process. In: eax = its number.
+# Wake the process that talks to XenStore, from any other one. In: eax = number.
 store_poke:
-    lock bts dword ptr [store_changes], eax
+    lock bts dword ptr [store_pokes], eax
     mov eax, offset store_events
     jmp eventcount_advance
+
+# What a watch has told so far counts no more: its node was read after that. In: eax = number of the
+# watch. Out: CF set where it had told something.
+store_forget_change:
+    lock btr dword ptr [store_changes], eax
+    ret
 
 # -- messages --------------------------------------------------------------------------------
 
@@ -521,6 +533,8 @@ store_events:
     .space SIZEOF_EVENTCOUNT
 store_changes:
     .space 4                        # a bit for each watch that has something to tell
+store_pokes:
+    .space 4
 store_last_id:
     .space 4
 store_length:

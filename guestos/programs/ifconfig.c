@@ -62,36 +62,37 @@ static void parse_place(char *word, struct network_info *info)
     info->mask = swap32(bits ? ~0u << (32 - bits) : 0);
 }
 
+static void show_all(void)
+{
+    struct network_info info;
+    int shown = 0;
+    for (int number = 0; number < 10; number++)
+        if (network(NETWORK_GET, number, &info) == 0) {
+            show(number, &info);
+            shown++;
+        }
+    if (!shown)
+        print("no interfaces\n");
+}
+
 int main(int count, char **words)
 {
-    static struct network_info info;
-    if (count > 4)
-        usage();
+    struct network_info info = {0};
     if (count == 1) {
-        int shown = 0;
-        for (int number = 0; number < 10; number++)
-            if (network(NETWORK_GET, number, &info) == 0) {
-                show(number, &info);
-                shown++;
-            }
-        if (!shown)
-            print("no interfaces\n");
+        show_all();
         return 0;
     }
     int number = interface_of(words[1]);
-    if (number < 0)
+    if (number < 0 || count > 4)
         usage();
-    int error = network(NETWORK_GET, number, &info);
+    if (count >= 3)
+        parse_place(words[2], &info);
+    if (count == 4)
+        info.gateway = swap32(address_of(words[3]));
+    int error = network(count == 2 ? NETWORK_GET : NETWORK_SET, number, &info);
     if (error < 0)
         fail(words[1], error);
-    if (count == 2) {
+    if (count == 2)
         show(number, &info);
-        return 0;
-    }
-    parse_place(words[2], &info);
-    info.gateway = count == 4 ? swap32(address_of(words[3])) : 0;
-    error = network(NETWORK_SET, number, &info);
-    if (error < 0)
-        fail(words[1], error);
     return 0;
 }

@@ -7,7 +7,7 @@
 USAGE "usage: ls [DIRECTORY]\n"
 
 .section .text
-.equ LS_ENTRIES, 8
+.equ LS_ENTRIES, 32
 
 main:
     cmp eax, 2

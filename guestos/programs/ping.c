@@ -5,7 +5,9 @@
 
 const char usage_text[] = "usage: ping [-c COUNT] [-i MS] [-s BYTES] ADDRESS";
 
-enum { ECHO = 8, ECHO_REPLY = 0, PATIENCE_MS = 1000 };
+enum { ECHO = 8, PATIENCE_MS = 1000 };
+
+static const u64 NO_ANSWER = ~0ull;
 
 struct echo {
     unsigned char type;
@@ -18,7 +20,7 @@ struct echo {
 
 static struct echo question = {.type = ECHO}, answer;
 
-/* Send one question, and wait for its answer. Return the ns that it took, or 0 for no answer. */
+/* Send one question, and wait for its answer. Return the ns that it took, or NO_ANSWER. */
 static u64 ask(int socket, unsigned address, unsigned sequence, int bytes)
 {
     question.sequence = swap16(sequence);
@@ -31,7 +33,7 @@ static u64 ask(int socket, unsigned address, unsigned sequence, int bytes)
         result = recvfrom(socket, &answer, sizeof answer, &from, 0);
         u64 end = now_ns();
         if (result == -EAGAIN)
-            return 0;
+            return NO_ANSWER;
         if (result < 0)
             fail("ping", result);
         if (result != bytes || from != address || answer.sequence != question.sequence)
@@ -72,11 +74,11 @@ int main(int count, char **words)
     set_patience(socket, PATIENCE_MS);
     for (unsigned i = 0; i < size; i++)
         question.data[i] = i;
-    u64 least = ~0ull, most = 0, sum = 0;
+    u64 least = NO_ANSWER, most = 0, sum = 0;
     unsigned answers = 0;
     for (unsigned sequence = 1; sequence <= times; sequence++) {
         u64 ns = ask(socket, address, sequence, size + 8);
-        if (ns) {
+        if (ns != NO_ANSWER) {
             answers++;
             sum += ns;
             least = ns < least ? ns : least;

@@ -133,7 +133,9 @@ def test_gnu_machs_network_frontend_connects_and_takes_frames() -> None:
         [vif] = [plug._station for plug in bridge.plugs if plug.name == "gnumach.0"]
         assert isinstance(vif, Vif)
         services = bridge.plugs[0]
-        frames = [ethernet.BROADCAST + service_mac("xenbr0") + b"\x08\x00" + bytes([n]) for n in range(8)]
+        frames = [
+            ethernet.BROADCAST + service_mac("xenbr0") + b"\x08\x00" + bytes([n]) for n in range(8)
+        ]
         services.send(frames)
         assert (vif.counters.rx_packets, vif.counters.rx_dropped) == (8, 0)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Sequence
@@ -13,6 +14,14 @@ from xenlite.toolstack.networks import Network, Networks
 from xenlite.toolstack.poller import Poller
 
 PATIENCE_NS = 60 * 10**9
+
+
+def free_port() -> int:
+    """Return a UDP port that is nobody's now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Networked:

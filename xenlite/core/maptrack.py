@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from xenlite.core.grant import GrantTable
     from xenlite.machine.memory import MachineMemory
 
+_NOT_A_WORDS: Final = ~(PAGE_SIZE - 4)  # bits that no offset of a word in a page has
 # Xen's limit: 1024 frames of mappings, 16 bytes each.
 MAX_HANDLES: Final = 1024 * (PAGE_SIZE // 16)
 
@@ -72,26 +73,33 @@ class MappedGrant:
         assert self.is_live, self.ref
         assert 0 <= offset <= offset + size <= PAGE_SIZE, (offset, size)
         start = self._start + offset
-        return bytes(self._memory.m8[start : start + size])
+        return self._memory.copies[start : start + size]
 
     def write(self, offset: int, data: bytes) -> None:
         """Copy bytes into the page; translated code of the guest stays right."""
         assert self.is_live, self.ref
         assert self.writable, self.ref
         assert 0 <= offset <= offset + len(data) <= PAGE_SIZE, (offset, len(data))
-        self._memory.write(self._start + offset, data)
+        memory, start = self._memory, self._start + offset
+        memory.m8[start : start + len(data)] = data
+        if memory.code[self.mfn]:
+            memory.wrote(self.mfn)
 
     def read_u32(self, offset: int) -> int:
         """Read one aligned little-endian word."""
         assert self.is_live, self.ref
-        assert 0 <= offset < PAGE_SIZE, offset
-        assert not offset & 3, offset
-        return int(self._memory.m32[(self._start + offset) >> 2])
+        assert not offset & _NOT_A_WORDS, offset
+        return self._memory.m32[(self._start + offset) >> 2]
 
     def write_u32(self, offset: int, value: int) -> None:
         """Write one aligned little-endian word."""
-        assert not offset & 3, offset
-        self.write(offset, value.to_bytes(4, "little"))
+        assert self.is_live, self.ref
+        assert self.writable, self.ref
+        assert not offset & _NOT_A_WORDS, offset
+        memory = self._memory
+        memory.m32[(self._start + offset) >> 2] = value
+        if memory.code[self.mfn]:
+            memory.wrote(self.mfn)
 
     def view(self, offset: int, size: int) -> memoryview:
         """Return the bytes themselves, for I/O; say ``wrote`` after writing into them."""

@@ -115,6 +115,20 @@ class BlockRing:
             link.on_event(self.port, self._on_event)
             self._undo = undo.pop_all()
 
+    def indexes(self) -> dict[str, int]:
+        """Return the ring's indexes as they stand."""
+        return self._ring.indexes()
+
+    def counts(self) -> dict[str, int]:
+        """Return what is going on, and what has been since it connected."""
+        return {
+            "port": self.port,
+            "in work": self.in_work,
+            "requests": self.requests,
+            "events": self.events,
+            "notifications": self.notifications,
+        }
+
     def start(self) -> None:
         """Serve what is in the ring already: its event may have come before anybody listened."""
         self._worker.when_collected = self._publish

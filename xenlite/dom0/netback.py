@@ -11,9 +11,12 @@ All of it happens at once, on the main thread, after the guest has been left: no
 between two calls, and no page stays pinned. A batch is moved by a handful of calls, however many
 packets it has, because Python's cost is in the steps and not in the bytes.
 
-*Load*: a frontend that sends packets close together is not asked to tell of the next one. Its ring
-is looked at again after the next slice that some guest has had, until nothing is found there; an
-event for each packet would bring the loop round each time, at 5 us.
+*Load*: after a packet a frontend is not asked to tell of the next one. Its ring is looked at after
+each turn that some guest has had, until that was in vain LOOKS times; an event for each packet
+would bring the loop round each time, and wake the receiver for a single one. One look is not
+enough, for the receiver's turn often comes before the sender's. So a packet may wait for the end of
+its sender's turn, as it would for a busy processor. The responses to a FEW show at the next look
+too: by then there may be an answer to the packet, and one event tells of both.
 
 *Room*: frames wait in a bounded queue for slots; what doesn't fit is dropped and counted.
 
@@ -54,7 +57,8 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE: Final = 128  # slots that are taken before others have their turn: 0.5 ms
 QUEUE_FRAMES: Final = 1024  # that wait for room in a frontend's ring
-BUSY_NS: Final = 50_000  # packets are close together where their events are
+LOOKS: Final = 3  # in vain, before a frontend is asked for an event again
+FEW: Final = 16  # slots, whose responses may wait
 LOOK_AGAIN_NS: Final = 10_000_000  # for room, where a frontend does not tell of it
 
 
@@ -116,8 +120,7 @@ class NetRings:
         self.is_open = True
         self._rest = b""  # slots of a packet that is not whole yet
         self._queue: Sequence[bytes] = ()
-        self._last_event_ns = 0
-        self._is_busy = False
+        self._looks_left = 0
         self._is_queued = False  # its turn comes again without an event
         self._waits_for_credit = False
         self._waits_to_look = False
@@ -129,13 +132,13 @@ class NetRings:
                 pages.append(page)
             self._tx = BackRing(pages[0], TX_RING)
             self._rx = BackRing(pages[1], RX_RING)
-            self._tx_port = self._rx_port = self._bind(offer.tx_port, undo)
+            self.tx_port = self.rx_port = self._bind(offer.tx_port, undo)
             if offer.rx_port == offer.tx_port:
-                link.on_event(self._tx_port, self._on_event)
+                link.on_event(self.tx_port, self._on_event)
             else:
-                self._rx_port = self._bind(offer.rx_port, undo)
-                link.on_event(self._tx_port, self._on_tx_event)
-                link.on_event(self._rx_port, self._on_rx_event)
+                self.rx_port = self._bind(offer.rx_port, undo)
+                link.on_event(self.tx_port, self._on_tx_event)
+                link.on_event(self.rx_port, self._on_rx_event)
             self._undo = undo.pop_all()
 
     def _bind(self, theirs: int, undo: ExitStack) -> int:
@@ -146,6 +149,17 @@ class NetRings:
     def start(self) -> None:
         """Serve what is in the ring already: its event may have come before anybody listened."""
         self._pump_tx()
+
+    def indexes(self) -> dict[str, int]:
+        """Return the rings' indexes as they stand; none where the pages are given back."""
+        if not self.is_open:
+            return {}
+        rings = {"tx": self._tx, "rx": self._rx}
+        return {
+            f"{name} {index}": value
+            for name, ring in rings.items()
+            for index, value in ring.indexes().items()
+        }
 
     def close(self, drained: Callable[[], None]) -> None:
         """Give rings and ports back; nothing is in work, so it is ``drained`` at once."""
@@ -169,6 +183,7 @@ class NetRings:
             self.is_open = False
             self.counters.rx_dropped += len(self._queue)
             self._queue = ()
+            self._publish_tx()  # what isn't answered, a backend that joins the ring sends again
             self._undo.close()
 
     def _fail(self, error: PeerError) -> None:
@@ -183,9 +198,6 @@ class NetRings:
 
     def _on_tx_event(self) -> None:
         self.counters.events += 1
-        now_ns = self._link.now_ns()
-        self._is_busy = now_ns - self._last_event_ns < BUSY_NS
-        self._last_event_ns = now_ns
         self._pump_tx()
 
     def _on_rx_event(self) -> None:
@@ -200,19 +212,23 @@ class NetRings:
 
     def _pump_tx(self) -> None:
         """Take what is there, and rest only after the final check."""
-        if not self.is_open or self._waits_for_credit:
+        if not self.is_open:
+            return
+        self._publish_tx()
+        if self._waits_for_credit:
             return
         frames: Sequence[bytes] = ()
         try:
-            limit = self._may_take()
-            if not limit:
-                return
-            slots = self._tx.take_slots(limit)
-            if slots:
-                frames = self._transmit(slots)
-                if self._tx.publish():
-                    self._notify(self._tx_port)
-            if (slots and self._is_busy) or self._tx.has_more():
+            waiting = self._tx.waiting()
+            if waiting:
+                count = min(waiting, self._may_take())
+                if not count:
+                    return
+                frames = self._transmit(self._tx.take_slots(count))
+                if count > FEW:
+                    self._publish_tx()
+            self._looks_left = LOOKS if waiting else self._looks_left - 1
+            if self._looks_left > 0 or self._tx.has_more():
                 self._come_again()
         except PeerError as error:
             self._fail(error)
@@ -221,7 +237,12 @@ class NetRings:
         if frames:
             self._pass_on(frames)
 
+    def _publish_tx(self) -> None:
+        if self._tx.publish():
+            self._notify(self.tx_port)
+
     def _come_again(self) -> None:
+        """Look at the ring after the next turn of a guest."""
         if not self._is_queued:
             self._is_queued = True
             self._link.defer(self._next_turn, charge=self._frontend)
@@ -344,7 +365,7 @@ class NetRings:
         self.counters.rx_packets += count - lost
         self.counters.rx_bytes += sum(size for size in sizes if size > 0) if lost else sum(sizes)
         if self._rx.publish():
-            self._notify(self._rx_port)
+            self._notify(self.rx_port)
         return count
 
     def _look_again(self) -> None:

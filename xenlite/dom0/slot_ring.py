@@ -114,6 +114,7 @@ class _End:
         self._mask = shape.slots - 1
         self._put = put & INDEX_MASK
         self._published = self._put
+        self._seen = 0  # entries that the last look at their index has found, and not taken
         self._taken = taken & INDEX_MASK
 
     def _may_wait(self) -> int:
@@ -123,23 +124,23 @@ class _End:
     def waiting(self) -> int:
         """Count the entries to take. Raises PeerError where there cannot be as many."""
         waiting = (self._page.read_u32(self._their_prod) - self._taken) & INDEX_MASK
-        if waiting > self._may_wait():
+        if waiting and waiting > self._may_wait():
             raise PeerError(
                 f"{self._shape.name}: {waiting} entries at index {self._taken:#x}, "
                 f"and no more than {self._may_wait()} can be"
             )
+        self._seen = waiting
         return waiting
 
     def has_more(self, wanted: int = 1) -> bool:
         """Make the final check: False where fewer wait, and the last of those will be told."""
-        if self.waiting() >= wanted:
-            return True
         self._page.write_u32(self._our_event, (self._taken + wanted) & INDEX_MASK)
         return self.waiting() >= wanted
 
-    def take_slots(self, limit: int) -> bytes:
-        """Copy out up to ``limit`` slots. Raises PeerError for an impossible index."""
-        count = min(self.waiting(), limit)
+    def take_slots(self, count: int) -> bytes:
+        """Copy out so many slots, which the last ``waiting`` or ``has_more`` has found."""
+        assert count <= self._seen, self._shape.name
+        self._seen -= count
         at, slot = self._taken & self._mask, self._slot
         first = min(count, self._shape.slots - at)
         raw = self._page.read(SIZEOF_SRING + at * slot, first * slot)
@@ -159,7 +160,7 @@ class _End:
         return (new - wanted) & INDEX_MASK < (new - old) & INDEX_MASK
 
     def _take(self, size: int, limit: int) -> list[bytes]:
-        raw = self.take_slots(limit)
+        raw = self.take_slots(min(self.waiting(), limit))
         return [raw[at : at + size] for at in range(0, len(raw), self._slot)]
 
     def _put_slots(self, raw: bytes) -> None:
@@ -198,6 +199,14 @@ class BackRing(_End):
     def take(self, limit: int) -> list[bytes]:
         """Copy out up to ``limit`` requests. Raises PeerError for an impossible index."""
         return self._take(self._shape.request, limit)
+
+    def indexes(self) -> dict[str, int]:
+        """Return where everybody stands: the frontend's index as it is in the page, unchecked."""
+        return {
+            "req_prod": self._page.read_u32(SRING_REQ_PROD),
+            "req_cons": self._taken,
+            "rsp_prod": self._published,
+        }
 
     def put(self, response: bytes) -> None:
         """Put in the response to one request that was taken; it shows at the next ``publish``."""

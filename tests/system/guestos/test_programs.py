@@ -16,6 +16,8 @@ WRONG = {
     "bench": ["nothing", "getpid x", "getpid 1 2"],
     "cowtest": ["x"],
     "crash": ["x"],
+    "dd": ["x", "bs=x", "bs=0", "bs=3M", "bs=K", "bs=4096M", "count=-1", "if"],
+    "dhcp": ["x", "eth0 x", "eth"],
     "faulttest": ["nothing", "99", "1 2"],
     "forktest": ["x", "-1", "99999999999"],
     "fputest": ["x", "0", "17", "1 0", "1 2 3"],
@@ -24,9 +26,12 @@ WRONG = {
     "help": ["x"],
     "hog": ["x", "0", "1 2"],
     "hostile": ["x", "1 2 3"],
+    "ifconfig": ["x", "eth0 x", "eth0 1.2.3.4", "eth0 1.2.3/8", "eth0 1.2.3.4/33", "eth0 0/0 x"],
     "kill": ["", "x", "-9", "-x 1", "1x", "1 x", "-9 -", "-9 -x"],
-    "ls": ["x"],
+    "ls": ["disk disk"],
     "mem": ["x"],
+    "ping": ["", "x", "1.2.3", "1.2.3.4.5", "1.2.3.256", "-c", "-c 0 1.2.3.4", "-s 1473 1.2.3.4"],
+    "pktgen": ["", "1.2.3.4", "1.2.3.4 0", "1.2.3.4 65536", "1.2.3.4 9 -n", "1.2.3.4 9 -s 15"],
     "primes": ["x", "1", "1 2"],
     "ps": ["x"],
     "reboot": ["x"],
@@ -34,11 +39,15 @@ WRONG = {
     "sleep": ["", "x", "1x", "1.", ".1", "1.x", "1.1234567890", "1 2", "4294967296"],
     "spin": ["x"],
     "stress": ["", "x", "0", "1 2 3"],
+    "sync": ["x"],
+    "udpecho": ["x", "0", "65536", "7 7"],
+    "udpsend": ["", "1.2.3.4 7", "x 7 x", "1.2.3.4 x x", "1.2.3.4 7 -n 1 -s", "1.2.3.4 7 -s 1473"],
+    "udpsink": ["x", "0", "65536", "9 9"],
     "uptime": ["x"],
     "vcpu": ["x", "up", "up x", "sideways 1", "up 1 2"],
     "wc": ["1 2"],
 }
-NEVER_WRONG = {"cat", "echo", "false", "true"}
+NEVER_WRONG = {"cat", "echo", "false", "sum", "true"}
 
 
 def test_every_program_is_tried_with_wrong_words() -> None:

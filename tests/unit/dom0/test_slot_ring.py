@@ -25,6 +25,7 @@ from xenlite.errors import PeerError
 
 SMALL = Shape("ring", request=8, response=4, slots=4)
 ODD = Shape("ring", request=1000, response=12, slots=8)  # slots cross from page to page
+WIDE = Shape("ring", request=12, response=5000, slots=4)  # and are larger than one
 INDEXES = st.one_of(st.integers(0, 0xFFFFFFFF), st.integers(0xFFFFFFF0, 0xFFFFFFFF))
 
 
@@ -92,6 +93,53 @@ def test_every_request_is_answered_once_whatever_the_order_of_steps(
     assert sorted(wire.answered) == wire.asked
     assert wire.front.room == ring.slots
     assert (wire.front_rests, wire.back_rests) == (True, True)
+
+
+@given(
+    st.sampled_from([SMALL, ODD, WIDE]),
+    INDEXES,
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)), max_size=30),
+)
+def test_slots_that_are_moved_in_one_piece_are_the_same_as_one_by_one(
+    ring: Shape, start: int, rounds: list[tuple[int, int, int]]
+) -> None:
+    """Both ends take and put whole slots, joined, across the ring's end and the pages' ends."""
+    page = pages_for(ring)
+    front, back = FrontRing(page, ring, start), BackRing(page, ring)
+    numbers = count(1)
+    asked: list[bytes] = []
+    waiting: list[bytes] = []
+    answered: list[bytes] = []
+    for put, take, answer in rounds:
+        new = [next(numbers).to_bytes(ring.slot, "little") for _ in range(min(put, front.room))]
+        front.put_slots(b"".join(new))
+        asked += new
+        front.publish()
+        raw = back.take_slots(min(take, back.waiting()))
+        waiting += [raw[at : at + ring.slot] for at in range(0, len(raw), ring.slot)]
+        back.put_slots(b"".join(waiting[:answer]))
+        del waiting[:answer]
+        back.publish()
+        raw = front.take_slots(min(take, front.waiting()))
+        answered += [raw[at : at + ring.slot] for at in range(0, len(raw), ring.slot)]
+    assert answered == asked[: len(answered)]
+    assert back.in_work == len(waiting)
+    assert waiting == asked[len(asked) - len(waiting) - back.waiting() :][: len(waiting)]
+
+
+@given(INDEXES, st.integers(1, 4), st.integers(0, 4))
+def test_an_end_that_wants_several_is_told_of_the_last_of_them(
+    start: int, wanted: int, there: int
+) -> None:
+    wire = Wire(SMALL, start)
+    for _ in range(there):
+        wire.front.put(bytes(8))
+    wire.front.publish()
+    assert wire.back.has_more(wanted) == (there >= wanted)
+    for n in range(there + 1, 5):
+        wire.front.put(bytes(8))
+        assert wire.front.publish() == (n == wanted)
+    assert wire.back.has_more(wanted)
 
 
 @given(INDEXES, st.integers(1, 4))

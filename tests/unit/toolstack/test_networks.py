@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import dgram_peer
 from tests.support.network import tcpdump_of, udp_frame, udp_of
-from tests.support.networked import Networked
+from tests.support.networked import Networked, free_port
 from xenlite.dom0 import ethernet, host_port
 from xenlite.errors import ConfigError
 from xenlite.toolstack.vif_config import service_mac
@@ -49,12 +49,6 @@ def udp_socket() -> socket.socket:
     made.bind(("127.0.0.1", 0))
     made.settimeout(0)
     return made
-
-
-def free_port() -> int:
-    with udp_socket() as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # -- datagram sockets -----------------------------------------------------------------------------
