@@ -6,7 +6,8 @@
 *Ping*: one frame at a time, there and back. *Floor*: Python copies the same bytes from page to
 page, and moves as many slots through rings that nobody serves, in the same run. The order of frames
 is always checked; every configuration runs once more with their contents checked.
-Times are the least of several rounds, of the floor too.
+Times are the least of several rounds, of the floor too; the wall's, or what all threads have had of
+a processor.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import inf
 from statistics import median
-from time import thread_time_ns
 from typing import Final
 
-from tools.bench_packets_run import LARGE, SMALL, STEP, Case, Run, Way
+from tools.bench_packets_run import LARGE, SMALL, STEP, Case, ClockNs, Run, Way
 
 PAIRS: Final = (1, 2, 4, 8)
 CHECKED: Final = 10 * STEP
@@ -38,9 +38,8 @@ CASES: Final = (
 class Result:
     """What a case reached. A frame that comes back counts once.
 
-    ``processor_us`` is what a packet costs of the thread that does it all, guests included: on a
-    busy host, that is what to compare. ``of_share`` is what the slowest of several pairs had got
-    when the first was done, as a part of what all would have got alike: the median of the rounds.
+    ``of_share`` is what the slowest of several pairs had got when the first was done, as a part of
+    what all would have got alike: the median of the rounds.
     """
 
     case: Case
@@ -49,7 +48,6 @@ class Result:
     mb_per_s: float
     floor_per_s: float
     of_floor: float
-    processor_us: float
     round_trip_us: float | None
     packets_per_event: float
     packets_per_notification: float
@@ -57,13 +55,13 @@ class Result:
     missed: tuple[str, ...]
 
 
-def run(words: Sequence[str], rounds: int, scale: float) -> list[Result]:
+def run(words: Sequence[str], rounds: int, scale: float, clock_ns: ClockNs) -> list[Result]:
     """Check and time the cases that have all these words."""
     results = []
     for case in CASES:
         if all(word in case.about for word in words):
             check(case, CHECKED)
-            results.append(measure(case, rounds, scale))
+            results.append(measure(case, rounds, scale, clock_ns))
     return results
 
 
@@ -73,19 +71,17 @@ def check(case: Case, count: int) -> None:
         Run(case, count, undo, check=True).time_ns()
 
 
-def measure(case: Case, rounds: int, scale: float) -> Result:
+def measure(case: Case, rounds: int, scale: float, clock_ns: ClockNs) -> Result:
     """Time a case."""
     base = 3_000 if case.window == 1 else 30_000 // case.pairs
     count = max(1, int(base * scale) // STEP) * STEP
-    times, processor, floors, shares = [], [], [], []
+    times, floors, shares = [], [], []
     events = notifications = 0
     for _ in range(rounds):
         with ExitStack() as undo:
             made = Run(case, count, undo, check=False)
-            floors.append(made.floor_ns() / made.packets)
-            begun = thread_time_ns()
-            times.append(made.time_ns() / made.packets)
-            processor.append((thread_time_ns() - begun) / made.packets)
+            floors.append(made.floor_ns(clock_ns) / made.packets)
+            times.append(made.time_ns(clock_ns) / made.packets)
             shares.append(made.of_share)
             events += sum(one.events for one in made.counters)
             notifications += sum(one.notifications for one in made.counters)
@@ -98,7 +94,6 @@ def measure(case: Case, rounds: int, scale: float) -> Result:
         case.size * 1e3 / spent,
         1e9 / floor,
         floor / spent,
-        min(processor) / 1e3,
         spent / 1e3 if case.window == 1 else None,
         packets / max(events, 1),
         packets / max(notifications, 1),
@@ -135,14 +130,14 @@ def _missed(case: Case, result: Result) -> Iterator[str]:
 def table(results: Sequence[Result]) -> str:
     """Lay the results out; * marks a bar that is missed, and the last column says which."""
     lines = [
-        f"{'packets':40} {'per s':>8} {'MB/s':>7} {'floor':>9} {'of it':>6} {'CPU us':>7}"
+        f"{'packets':40} {'per s':>8} {'MB/s':>7} {'floor':>9} {'of it':>6}"
         f" {'trip us':>8} {'per event':>10} {'per answer':>10} {'share':>6}"
     ]
     for one in results:
         trip = "" if one.round_trip_us is None else f"{one.round_trip_us:.1f}"
         lines.append(
             f"{one.about:40} {one.packets_per_s:8.0f} {one.mb_per_s:7.0f} {one.floor_per_s:9.0f}"
-            f" {one.of_floor:6.2f} {one.processor_us:7.1f} {trip:>8} {one.packets_per_event:10.1f}"
+            f" {one.of_floor:6.2f} {trip:>8} {one.packets_per_event:10.1f}"
             f" {one.packets_per_notification:10.1f} {one.of_share:6.2f}"
             f" {'* ' + ', '.join(one.missed) if one.missed else ''}".rstrip()
         )
