@@ -70,6 +70,8 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joined]:
             IPv4Address(for_peer[1]),
             here / "net.pcap",
         )
+        guestos.type("halt\r")
+        assert guestos.end() == 0
 
 
 def test_both_have_an_address_of_the_network(joined: Joined) -> None:
