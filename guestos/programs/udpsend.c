@@ -3,8 +3,7 @@
 
 #include "network.h"
 
-const char usage_text[] = "usage: udpsend ADDRESS PORT TEXT\n"
-                          "       udpsend ADDRESS PORT -n COUNT [-s BYTES]";
+const char usage_text[] = "usage: udpsend ADDRESS PORT TEXT | ADDRESS PORT -n COUNT [-s BYTES]";
 
 enum { PATIENCE_MS = 1000 };
 

@@ -94,7 +94,7 @@ def counts(machine: Machine, interface: str = "eth0") -> dict[str, int]:
 
 
 def checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
     total += data[-1] << 8 if len(data) & 1 else 0
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)

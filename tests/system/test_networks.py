@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.network import tcpdump_of
+from tests.support.run_process import ROOT, XENLITE, RunProcess
 
-ROOT = Path(__file__).parents[2]
-XENLITE = [sys.executable, "-m", "xenlite.cli.main"]
 KERNEL = Path(__file__).parent / "kernels" / "reflector.s"
 DOMAIN = f"""\
 name: a
@@ -26,6 +25,7 @@ networks:
     forward: udp:127.0.0.1:0-10.0.0.2:4001
 """
 PATIENCE = 30
+STATIONS = [["xenbr0", "services"], ["xenbr0", "a.0"], ["xenbr1", "services"], ["xenbr1", "a.1"]]
 
 
 def test_a_host_program_talks_to_a_guest_and_captures_show_it(tmp_path: Path) -> None:
@@ -114,11 +114,41 @@ def test_cards_come_and_go_by_verbs(tmp_path: Path) -> None:
         ):
             [said] = verb(sockets, *words, status=1)
             assert said.startswith(f"xenlite: {line}")
+        head_of_stats, *stations = verb(sockets, "network-stats")
+        assert head_of_stats.split() == ["Network", "Station", "Sent", "Got", "Dropped"]
+        names = [station.split()[:2] for station in stations]
+        assert names == STATIONS
+        counted = json.loads("".join(verb(sockets, "network-stats", "--format=json")))
+        assert [[one["network"], one["station"]] for one in counted] == names
         assert verb(sockets, "network-detach", "a", mac.upper()) == []
         assert verb(sockets, "network-detach", "a", "0", "--force") == []
         assert verb(sockets, "network-list", "a") == [head]
         assert verb(sockets, "destroy", "a") == []
         run.communicate(timeout=PATIENCE)
+
+
+def test_two_domains_with_one_line_each_are_on_one_network(tmp_path: Path) -> None:
+    sockets, pcap = tmp_path / "sockets", tmp_path / "net.pcap"
+    a, b = ((ROOT / "guestos/dom.yaml", f"name={name}", "vif=bridge=xenbr0") for name in "ab")
+    with RunProcess("--socket-dir", sockets, f"--pcap=xenbr0={pcap}", *a, *b) as run:
+        run.wait_for("a| guestos> ")
+        console = [*XENLITE, "console", "b", "--socket-dir", str(sockets)]
+        with subprocess.Popen(
+            console, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as other:
+            assert other.stdin is not None
+            assert other.stdout is not None
+            other.stdin.write(b"dhcp eth0\r")
+            other.stdin.flush()
+            pattern = re.compile(rb"eth0: (10\.0\.0\.\d+) from 10\.0\.0\.1, for 3600 s")
+            found = next(filter(None, map(pattern.search, other.stdout)))
+            other.kill()
+        run.type("dhcp eth0\r")
+        run.wait_for("a| eth0: 10.0.0.")
+        run.type(f"ping -c 3 {found[1].decode()}\r")
+        run.wait_for("a| 3 sent, 3 answered")
+    shown = "\n".join(tcpdump_of(pcap))
+    assert shown.count("ICMP echo request") == shown.count("ICMP echo reply") == 3
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def list_domains(client: ControlClient, options: argparse.Namespace) -> None:
 _DOMAIN_ROW: Final = "{:<40} {:>5} {:>5} {:>5} {:>10} {:>8}"
 _DISK_ROW: Final = "{:<5} {:<3} {:<6} {:<5} {:<6} {:<8} {}"
 _CARD_ROW: Final = "{:<3} {:<2} {:<17} {:<6} {:<5} {:<6} {:<15} {}"
+_STATION_ROW: Final = "{:<15} {:<20} {:>10} {:>10}  {}"
 
 
 def join_console(client: ControlClient, options: argparse.Namespace) -> None:
@@ -106,6 +107,19 @@ def list_cards(client: ControlClient, options: argparse.Namespace) -> None:
         rings = f"{card.pop('tx_ring_ref')}/{card.pop('rx_ring_ref')}"
         *cells, path = card.values()
         _row(_CARD_ROW, *cells, rings, path)
+
+
+def show_networks(client: ControlClient, options: argparse.Namespace) -> None:
+    """Print what has passed each station of each network."""
+    found = client.ask("network-stats")
+    if options.format == "json":
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
+        return
+    _row(_STATION_ROW, "Network", "Station", "Sent", "Got", "Dropped")
+    for one in found:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in one["dropped"].items())
+        frames = one["sent_frames"], one["got_frames"]
+        _row(_STATION_ROW, one["network"], one["station"], *frames, dropped or "-")
 
 
 def attach_card(client: ControlClient, options: argparse.Namespace) -> None:
@@ -157,6 +171,7 @@ VERBS: Final[dict[str, str]] = {
     "network-attach": "give a running domain a network card",
     "network-detach": "take a network card away from a running domain",
     "network-list": "list the network cards of a domain",
+    "network-stats": "tell what has passed the stations of all networks",
 }
 
 
@@ -170,7 +185,8 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     listing.set_defaults(control_verb=list_domains)
     for name, parser in parsers.items():
         optional = name == "list"
-        parser.add_argument("domain", nargs="?" if optional else None, help="its name or domid")
+        if name != "network-stats":  # which is of no domain
+            parser.add_argument("domain", nargs="?" if optional else None, help="its name or domid")
     joining = parsers["console"]
     joining.add_argument("-n", dest="number", type=int, default=0, help="which (0, the first)")
     joining.set_defaults(control_verb=join_console)
@@ -200,6 +216,9 @@ def _add_card_arguments(parsers: Mapping[str, argparse.ArgumentParser]) -> None:
     _add_detaching(detaching)
     detaching.set_defaults(control_verb=detach_card)
     parsers["network-list"].set_defaults(control_verb=list_cards)
+    counting = parsers["network-stats"]
+    counting.add_argument("--format", choices=("table", "json"), default="table")
+    counting.set_defaults(control_verb=show_networks)
 
 
 def _add_detaching(detaching: argparse.ArgumentParser) -> None:

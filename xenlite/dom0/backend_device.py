@@ -115,9 +115,12 @@ class BackendDevice(Generic[C]):
         nodes: Mapping[str, str],
         connect: Callable[[FrontendNodes], C],
         broken: Callable[[PeerError], None],
+        resumes: bool = False,
     ) -> None:
         """Show ``nodes``, then wait for a frontend.
 
+        One that ``resumes`` goes on with the rings of a backend before it, where requests that one
+        had taken and not answered are no loss: packets, not sectors.
         ``connect`` may raise PeerError or Refused. ``broken`` hears what the frontend does wrong.
         """
         self._store = store
@@ -133,7 +136,7 @@ class BackendDevice(Generic[C]):
         self.state = State.INITIALISING
         for name, value in nodes.items():
             store.write(f"{paths.backend}/{name}", value)
-        self._show(self._first_state())
+        self._show(State.INIT_WAIT if resumes else self._first_state())
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
 
     @property

@@ -25,16 +25,18 @@ class GroupFilter:
         self._groups: set[bytes] = set()
 
     def change(self, changes: Iterable[tuple[bool, bytes]]) -> bool:
-        """Join and leave groups; False where one is no group, or would be one too many."""
+        """Join and leave groups, all or none: False where one is no group, or they are too many."""
+        groups = set(self._groups)
         for joins, address in changes:
             if not address[0] & _GROUP_BIT:
                 return False
-            if not joins:
-                self._groups.discard(address)
-            elif len(self._groups) < MAX_GROUPS or address in self._groups:
-                self._groups.add(address)
+            if joins:
+                groups.add(address)
             else:
-                return False
+                groups.discard(address)
+        if len(groups) > MAX_GROUPS:
+            return False
+        self._groups = groups
         return True
 
     def wanted(self, frames: Sequence[bytes]) -> Sequence[bytes]:

@@ -73,7 +73,7 @@ class HostPort:
         self._poller = poller
         self._channel = channel
         self._fd = channel.fileno()
-        self._plug = bridge.plug(name, self)
+        self._plug = bridge.plug(name, self, lost=self._lost)
         poller.watch(self._fd, select.EPOLLIN, self._ready)
 
     def deliver(self, frames: Sequence[bytes]) -> None:
@@ -92,6 +92,14 @@ class HostPort:
         self._poller.forget(self._fd)
         self._plug.unplug()
         self._channel.close()
+
+    def _lost(self) -> dict[str, int]:
+        stats = self.stats
+        return {
+            "no room": stats.no_room,
+            "nobody there": stats.nobody_there,
+            "too long": stats.too_long,
+        }
 
     def _ready(self) -> None:
         """Bring what has come to the bridge, a batch of it."""

@@ -30,7 +30,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from xenlite.abi.x86_32p import NETIF_RSP_ERROR, NETIF_RSP_OKAY, NETTXF_csum_blank
+from xenlite.abi.x86_32p import ESRCH, NETIF_RSP_ERROR, NETIF_RSP_OKAY, NETTXF_csum_blank
 from xenlite.dom0.checksum import complete
 from xenlite.dom0.groups import GroupFilter
 from xenlite.dom0.netif import (
@@ -115,7 +115,6 @@ class NetRings:
         self._send = send
         self._broken = broken
         self._tells_of_room = offer.tells_of_room
-        self._groups = GroupFilter(is_on=offer.filters_groups)
         self._rate = None if rate is None else RateLimit(rate, link.now_ns())
         self.is_open = True
         self._rest = b""  # slots of a packet that is not whole yet
@@ -132,6 +131,8 @@ class NetRings:
                 pages.append(page)
             self._tx = BackRing(pages[0], TX_RING)
             self._rx = BackRing(pages[1], RX_RING)
+            # What groups a frontend has told a backend before this one, nobody knows: it gets all.
+            self._groups = GroupFilter(is_on=offer.filters_groups and not self._tx.was_used)
             self.tx_port = self.rx_port = self._bind(offer.tx_port, undo)
             if offer.rx_port == offer.tx_port:
                 link.on_event(self.tx_port, self._on_event)
@@ -190,6 +191,11 @@ class NetRings:
         self._let_go()
         self._broken(error)
 
+    def _mourn(self, refused: Refused) -> None:
+        """Give everything back: the frontend's domain has ended, and with it all its offers."""
+        assert refused.errno == ESRCH, refused
+        self._let_go()
+
     # -- events -------------------------------------------------------------------------------
 
     def _on_event(self) -> None:
@@ -232,8 +238,8 @@ class NetRings:
                 self._come_again()
         except PeerError as error:
             self._fail(error)
-        except Refused:
-            self._let_go()  # the frontend's domain has ended
+        except Refused as refused:
+            self._mourn(refused)
         if frames:
             self._pass_on(frames)
 
@@ -346,8 +352,8 @@ class NetRings:
                     return
         except PeerError as error:
             self._fail(error)
-        except Refused:
-            self._let_go()  # the frontend's domain has ended
+        except Refused as refused:
+            self._mourn(refused)
 
     def _receive(self, frames: Sequence[bytes], room: int) -> int:
         """Copy frames into the frontend's pages, as many as there is room for; count them."""

@@ -48,7 +48,7 @@ class RollingFile:
         try:
             if self._size + len(piece) > FILE_BYTES and self._size > len(self._header):
                 self.close()
-                _replace(self._path, self._path.with_name(self._path.name + ".1"))
+                _put_in_place_of(self._path.with_name(self._path.name + ".1"), self._path)
                 self._begin()
             self._append(piece)
         except OSError as error:
@@ -81,13 +81,13 @@ class RollingFile:
         self._size += len(piece)
 
 
-def _replace(path: Path, older: Path) -> None:
-    """Put a file in the place of an older one, whose blocks are freed on another thread.
+def _put_in_place_of(older: Path, path: Path) -> None:
+    """Rename a file that is full; the blocks of the older one are freed on another thread.
 
     To free 64 MiB, or to rename over them, takes 60 to 400 ms, in which no domain would run.
     """
-    kept = older.open("rb") if older.is_file() else None
+    kept = os.open(older, os.O_RDONLY | os.O_CLOEXEC) if older.is_file() else None
     older.unlink(missing_ok=True)
     path.rename(older)
     if kept is not None:
-        threading.Thread(target=kept.close, name="rolling file", daemon=True).start()
+        threading.Thread(target=os.close, args=(kept,), name="old log", daemon=True).start()

@@ -62,7 +62,7 @@ class ServicePort:
                 self._sockets.append(undo.enter_context(bound_to_address(forward.host)))
             targets = UdpForwards([forward.target for forward in forwards], self._to_program)
             self.host = ServiceHost(mac, interface, targets, link.now_ns)
-            self._plug = bridge.plug("services", self, mac)
+            self._plug = bridge.plug("services", self, mac, self._lost)
             undo.callback(self._plug.unplug)
             for number, opened in enumerate(self._sockets):
                 poller.watch(opened.fileno(), select.EPOLLIN, partial(self._from_programs, number))
@@ -83,6 +83,9 @@ class ServicePort:
             room = MAX_WAITING - len(self._waiting)
             self._waiting += answers[:room]
             self.dropped += max(len(answers) - room, 0)
+
+    def _lost(self) -> dict[str, int]:
+        return {**self.host.dropped, "no room": self.dropped}
 
     def close(self) -> None:
         """Leave the bridge and close the sockets."""

@@ -187,6 +187,7 @@ class BackRing(_End):
     def __init__(self, page: Page, shape: Shape) -> None:
         start = page.read_u32(SRING_RSP_PROD)
         super().__init__(page, shape, start, start)
+        self.was_used = start != 0  # by a backend before this one
 
     @property
     def in_work(self) -> int:

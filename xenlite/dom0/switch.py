@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from xenlite.dom0.ethernet import HEADER_BYTES, is_station
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 AGEING_NS: Final = 300 * 10**9
 MAX_ADDRESSES: Final = 256
@@ -72,9 +72,17 @@ class PlugStats:
 class Plug:
     """One station's place at a bridge; ``Bridge.plug`` makes it."""
 
-    def __init__(self, bridge: Bridge, name: str, station: Station, own: bytes | None) -> None:
+    def __init__(
+        self,
+        bridge: Bridge,
+        name: str,
+        station: Station,
+        own: bytes | None,
+        lost: Callable[[], Mapping[str, int]],
+    ) -> None:
         self.name = name
         self.own = own
+        self._lost = lost
         self.stats = PlugStats()
         self.is_plugged = True
         self._bridge = bridge
@@ -107,6 +115,17 @@ class Plug:
             for capture in self.got_to:
                 capture.deliver(frames)
             self._station.deliver(frames)
+
+    def dropped(self) -> dict[str, int]:
+        """Tell what was lost on the way from and to the station, by the reason."""
+        stats = self.stats
+        here = {
+            "malformed": stats.malformed,
+            "for nobody": stats.for_nobody,
+            "too many to all": stats.over_flood_limit,
+            **self._lost(),
+        }
+        return {reason: count for reason, count in here.items() if count}
 
     def may_flood(self, frames: int, now_ns: int) -> int:
         """Tell how many of so many frames may go to all, and count those."""
@@ -193,13 +212,20 @@ class Bridge:
         """The stations' places, in the order in which they were plugged in."""
         return self._plugs
 
-    def plug(self, name: str, station: Station, own: bytes | None = None) -> Plug:
+    def plug(
+        self,
+        name: str,
+        station: Station,
+        own: bytes | None = None,
+        lost: Callable[[], Mapping[str, int]] = dict,
+    ) -> Plug:
         """Give a station a place; ``own`` is the address that it is known by from the start.
 
-        That address must not be another station's own (``owner``).
+        That address must not be another station's own (``owner``). ``lost()`` tells what the
+        station itself has dropped, by the reason.
         """
         assert own is None or self.owner(own) is None, f"{name}: {own!r} is another station's"
-        plug = Plug(self, name, station, own)
+        plug = Plug(self, name, station, own, lost)
         self._addresses.add(plug)
         self._plugs = (*self._plugs, plug)
         self._connect_captures()

@@ -226,6 +226,11 @@ def network_list(host: Host, domain: str) -> object:
     return _devices(host, domain, "vif", _card)
 
 
+def network_stats(host: Host) -> object:
+    """Return what has passed the stations of all networks."""
+    return host.networks().statistics()
+
+
 def _card(view: View, domid: int, number: int) -> dict[str, object]:
     front, back = device_ends(domid, "vif", number)
     return {
@@ -259,4 +264,5 @@ COMMANDS: Final = {
         network_detach, {"domain": str, "vif": str, "force": bool, "seconds": int}
     ),
     "network-list": Command(network_list, {"domain": str}),
+    "network-stats": Command(network_stats, {}),
 }

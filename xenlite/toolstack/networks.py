@@ -83,6 +83,22 @@ class Networks:
             self.network(name).bridge, path, self._undo, wish=wish, of=of, snaplen=snaplen
         )
 
+    def statistics(self) -> list[dict[str, object]]:
+        """Tell what has passed each station of each network, and what was lost there."""
+        return [
+            {
+                "network": name,
+                "station": plug.name,
+                "sent_frames": plug.stats.sent_frames,
+                "sent_bytes": plug.stats.sent_bytes,
+                "got_frames": plug.stats.got_frames,
+                "got_bytes": plug.stats.got_bytes,
+                "dropped": plug.dropped(),
+            }
+            for name, network in sorted(self._networks.items())
+            for plug in network.bridge.plugs
+        ]
+
     def close(self) -> None:
         """End all networks; no domain has a card on them any more."""
         self._networks.clear()

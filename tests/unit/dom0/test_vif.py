@@ -259,6 +259,43 @@ def test_a_flood_is_taken_in_turns() -> None:
         plug.unplug()
 
 
+class Costly(Peer):
+    """A station that takes a millisecond for each batch."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__()
+        self._clock = clock
+
+    def deliver(self, frames: Sequence[bytes]) -> None:
+        """Keep frames, slowly."""
+        super().deliver(frames)
+        self._clock.advance(1_000_000)
+
+
+def test_the_time_of_a_flood_is_its_senders() -> None:
+    clock = ManualClock()
+    with net(clock) as made:
+        front, idle, peer = made.add(), made.add(), Costly(clock)
+        plug = made.bridge.plug("peer", peer, PEER)
+        for one in (front, idle):
+            one.connect()
+        made.settle()
+        account = made.hypervisor.scheduler.account
+        before = [account(one.domid).virtual_ns for one in (front, idle)]
+        batches = 0
+        for _ in range(5):
+            for n in range(SLOTS):
+                front.put_frame(numbered(n, source=front.mac))
+            front.send()
+            made.settle()
+            front.take_statuses()
+            batches += -(-SLOTS // MOST_AT_ONCE)
+        after = [account(one.domid).virtual_ns for one in (front, idle)]
+        spent = [b - a for a, b in zip(before, after, strict=True)]
+        assert spent == [batches * 1_000_000, 0]
+        plug.unplug()
+
+
 # -- checksums ------------------------------------------------------------------------------------
 
 
@@ -359,7 +396,7 @@ def test_groups_are_bounded_and_must_be_groups() -> None:
         assert change(front, (ADD, group(MAX_GROUPS))) == NETIF_RSP_ERROR
         assert change(front, (DEL, group(5)), (ADD, group(MAX_GROUPS))) == NETIF_RSP_OKAY
         assert change(front, (DEL, group(6))) == NETIF_RSP_OKAY
-        assert change(front, (ADD, front.mac)) == NETIF_RSP_ERROR
+        assert change(front, (ADD, group(6)), (ADD, front.mac)) == NETIF_RSP_ERROR
         assert change(front, (ADD, group(6)), kind=XEN_NETIF_EXTRA_TYPE_GSO) == NETIF_RSP_ERROR
         front.vif.deliver([numbered(1, to=group(6))])
         assert front.receive() == [], "what is refused changes nothing"
@@ -838,6 +875,7 @@ def test_a_backend_that_starts_again_goes_on_with_the_rings_as_they_are() -> Non
         plug = made.bridge.plug("peer", peer, PEER)
         front.connect(start=0xFFFFFFF8)
         for round_ in range(20):
+            front.write("request-multicast-control", round_ % 2)
             before = [front.put_frame(numbered(n, source=front.mac)) for n in range(5)]
             front.tx.publish()
             front.vif.close()
@@ -848,6 +886,8 @@ def test_a_backend_that_starts_again_goes_on_with_the_rings_as_they_are() -> Non
             front.take_statuses()
             assert all(front.statuses[number] == NETIF_RSP_OKAY for number in before), round_
             assert len(peer.take()) == 5
-            plug.send([numbered(round_, to=front.mac, source=PEER)])
-            assert front.receive() == [numbered(round_, to=front.mac, source=PEER)]
+            # Which groups it had joined is forgotten, so that it gets all of them.
+            back = [numbered(round_, to=to, source=PEER) for to in (front.mac, group(1))]
+            plug.send(back)
+            assert front.receive() == back
         plug.unplug()

@@ -93,17 +93,16 @@ def test_networks_are_joined_by_their_sockets_and_keep_batches(
 def test_a_peer_that_is_not_there_costs_its_frames_alone(host: Networked, tmp_path: Path) -> None:
     network = host.make(f"name=n,services=no,dgram=local={tmp_path}/a remote={tmp_path}/b")
     [plug] = network.bridge.plugs
-    port = plug._station
-    assert isinstance(port, host_port.HostPort)
     frame = ethernet.BROADCAST + GUEST_MAC + b"\x08\x00"
     sender = network.bridge.plug("sender", Ear())
     sender.send([frame] * 3)
-    assert port.stats.nobody_there == 3
+    assert plug.dropped() == {"nobody there": 3}
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
         peer.bind(f"{tmp_path}/b")
         sender.send([frame] * 1000)
-        assert port.stats.no_room > 0, "a peer that does not read"
-        assert port.stats.nobody_there == 3
+        dropped = plug.dropped()
+        assert dropped.pop("no room") > 0, "a peer that does not read"
+        assert dropped == {"nobody there": 3}
 
 
 def test_a_program_that_sends_without_end_gets_a_batch_a_turn(
@@ -236,6 +235,26 @@ def test_the_service_host_answers_behind_what_asked(host: Networked) -> None:
     assert ear.frames == [], "nobody sends from within deliver"
     host.settle()
     assert len(ear.frames) == 3
+
+
+def test_statistics_tell_what_passed_and_what_was_lost(host: Networked) -> None:
+    network = host.networks.network("xenbr0")
+    guest = network.bridge.plug("guest", Ear(), GUEST_MAC)
+    asks = udp_frame(service_mac("xenbr0"), GUEST_MAC, GUEST, HOST, (1000, 7), b"x")
+    guest.send([asks, asks[:-1], b"runt"])
+    host.settle()
+    services, other = host.networks.statistics()
+    assert services == {
+        "network": "xenbr0",
+        "station": "services",
+        "sent_frames": 1,
+        "sent_bytes": len(asks),
+        "got_frames": 2,
+        "got_bytes": 2 * len(asks) - 1,
+        "dropped": {"a version or length that can't be": 1},
+    }
+    assert (other["station"], other["sent_frames"], other["got_frames"]) == ("guest", 3, 1)
+    assert other["dropped"] == {"malformed": 1}
 
 
 def test_one_file_takes_one_capture(host: Networked, tmp_path: Path) -> None:
