@@ -115,9 +115,12 @@ class BackendDevice(Generic[C]):
         nodes: Mapping[str, str],
         connect: Callable[[FrontendNodes], C],
         broken: Callable[[PeerError], None],
+        rejoins: bool,
     ) -> None:
         """Show ``nodes``, then wait for a frontend.
 
+        One that was connected to another backend, which has died, begins anew unless this one
+        ``rejoins``: where nobody else can know which requests of a ring were taken, it can't.
         ``connect`` may raise PeerError or Refused. ``broken`` hears what the frontend does wrong.
         """
         self._store = store
@@ -133,17 +136,10 @@ class BackendDevice(Generic[C]):
         self.state = State.INITIALISING
         for name, value in nodes.items():
             store.write(f"{paths.backend}/{name}", value)
-        self._show(self._first_state())
+        before = parse_state(store.read(f"{paths.backend}/state"))
+        is_left_over = before in _CONNECTED and not rejoins
+        self._show(State.CLOSED if is_left_over else State.INIT_WAIT)
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
-
-    def _first_state(self) -> State:
-        """Say where to begin: a connection that a backend had which has died is not gone on with.
-
-        Only that backend knew which requests of the ring it had taken. Closed is what leads every
-        frontend to begin anew.
-        """
-        left = parse_state(self._store.read(f"{self._paths.backend}/state"))
-        return State.CLOSED if left in _CONNECTED else State.INIT_WAIT
 
     def close(self) -> None:
         """Take the device away, whatever its frontend is doing."""

@@ -81,6 +81,7 @@ class Vif:
             nodes={"handle": str(paths.number), "mac": mac, **FEATURES},
             connect=self._connect,
             broken=broken,
+            rejoins=True,
         )
 
     @property

@@ -20,9 +20,10 @@ from xenlite.abi.x86_32p import (
     BlkifRequest,
     BlkifResponse,
 )
+from xenlite.dom0.backend_device import DevicePaths
 from xenlite.dom0.device_store import Dom0Store
 from xenlite.dom0.image import RawImage
-from xenlite.dom0.vbd import Vbd, VbdPaths, vbd_paths
+from xenlite.dom0.vbd import Vbd, vbd_paths
 from xenlite.doors import GrantMapping
 from xenlite.errors import PeerError
 from xenlite.toolstack.store_nodes import device_paths, vbd_nodes
@@ -58,7 +59,7 @@ class Device:
         self.link = machine.hypervisor.link(0)
         self.store = Dom0Store(self.link, machine.store.server)
         undo.callback(self.store.close)
-        self.paths: VbdPaths = vbd_paths(0, machine.domid, number)
+        self.paths: DevicePaths = vbd_paths(0, machine.domid, number)
         self.name = f"xvd{chr(ord('a') + (number - NUMBER) // 16)}"
 
     def make(self) -> None:
