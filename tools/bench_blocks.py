@@ -4,7 +4,7 @@
 The image is in the page cache, so this is the price of the way, not of a disk. *Floor*: preadv or
 pwritev of the same bytes into the same scattered frames, in the same run. Times are the least of
 several rounds, of both: what else the host does only ever adds. They are the wall's, or what all
-threads have had of a processor, which says more where others use the host. Every configuration runs once more
+threads have had of a processor, which says more on a busy host. Every configuration runs once more
 with both ends adding up every word they see; the sums must agree.
 """
 

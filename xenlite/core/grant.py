@@ -15,9 +15,8 @@ Whoever uses an entry holds a *pin* of it (``core/maptrack.py`` knows who). Inva
 3. The table's frames are none of the domain's pages, and held writable: they can't be freed or
    become tables of another kind before the domain ends.
 
-A pin outlives its granter: the frame stays until the last one is given back. What is done before
-any guest can run again needs none: ``check`` makes the same checks, and Xen's grant copies too hold
-an entry for no longer.
+A pin outlives its granter: the frame stays until the last one is given back. What is over before
+any guest can run again needs no pin, only the same checks (``check``).
 Source: public/grant_table.h.
 """
 
@@ -221,10 +220,10 @@ class GrantTable:
         return mfns
 
     def _check_unused(self, refs: Sequence[int], domid: int, *, writable: bool) -> list[int] | None:
-        """Return the frames if all entries are good and none has a pin; None where ``pin`` decides."""
+        """Return the frames if all entries are good and unused; None where ``pin`` decides."""
         if not refs or min(refs) < 0:
             return None
-        m64, places, pins = self._memory.m64, self._at, self._pins
+        m64, places = self._memory.m64, self._at
         owner, kind = self._frames.owner, self._frames.kind
         checked = _WRITABLE_OFFER if writable else _OFFER
         wanted = {domid << _DOMID_SHIFT | GTF_permit_access}
@@ -233,7 +232,7 @@ class GrantTable:
             mfns = [entry >> _MFN_SHIFT for entry in entries]
             is_good = (
                 {entry & checked for entry in entries} == wanted
-                and not any(map(pins.__getitem__, refs))
+                and not any(map(self._pins.__getitem__, refs))
                 and {owner[mfn] for mfn in mfns} == {self.domid}
                 and (not writable or {kind[mfn] for mfn in mfns} <= _WRITTEN_FREELY)
             )
