@@ -18,7 +18,7 @@
 #
 # The first GNTTAB_NR_RESERVED_ENTRIES are the builder's: Dom0 has console and XenStore by them.
 
-.equ GRANT_FRAMES, 4
+.equ GRANT_FRAMES, 8
 .equ GRANT_COUNT, GRANT_FRAMES * PAGE_SIZE / SIZEOF_GRANT_ENTRY_V1
 
 .section .text

@@ -13,6 +13,7 @@
 #
 #   kernel_lock     process context: system calls and page faults; never in an event handler
 #   tty_lock        keys typed, mode, foreground group (events masked, as all of those below)
+#   network_lock    interfaces, their rings and buffers, queues of sockets, ARP
 #   smp_lock        a processor has left
 #   schedule_lock   run queue and states of processes
 #   console_lock    the console's ring

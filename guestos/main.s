@@ -33,6 +33,14 @@
 #   ring.s      requests and responses in a page shared with a backend
 #   xenstore.s  asking XenStore
 #   xenbus.s    devices: finding them, and the states in which both ends meet
+#   network.s   the network: interfaces, buffers, and who owns them
+#   ethernet.s  frames
+#   arp.s       which station has an address
+#   ip.s        packets, and which way they go
+#   icmp.s      ping, and errors
+#   udp.s       datagrams
+#   netfront.s  the driver of an interface: two rings
+#   vif.s       how an interface meets its backend
 #   blkfront.s  disks: sectors between memory and a backend
 #   syscall.s   system calls
 #   files.s     descriptors
@@ -44,6 +52,8 @@
 #   fat.s       the file system of the first disk
 #   fat_names.s  its directories
 #   exec.s      starting another program
+#   socket.s    where datagrams wait for programs
+#   socketcall.s  the system calls of sockets
 #   balloon.s   giving memory back
 #   report.s    what it finds at boot, and what it tells programs
 #
@@ -95,6 +105,14 @@
 .include "ring.s"
 .include "xenstore.s"
 .include "xenbus.s"
+.include "network.s"
+.include "ethernet.s"
+.include "arp.s"
+.include "ip.s"
+.include "icmp.s"
+.include "udp.s"
+.include "netfront.s"
+.include "vif.s"
 .include "blkfront.s"
 .include "syscall.s"
 .include "files.s"
@@ -106,5 +124,7 @@
 .include "fat.s"
 .include "fat_names.s"
 .include "exec.s"
+.include "socket.s"
+.include "socketcall.s"
 .include "balloon.s"
 .include "report.s"

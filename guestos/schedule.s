@@ -137,6 +137,8 @@ schedule_idle:
     call schedule_switch
     jmp schedule_idle
 .Lidle_wait:
+    cmp byte ptr [network_is_behind], 0
+    jne schedule_idle_network
     # The event of whoever makes a process ready from here on ends the wait: it stays pending until
     # the wait begins, for events are masked.
     mov byte ptr [ebx + CPU_SLEEPS], 1
@@ -145,6 +147,11 @@ schedule_idle:
     call console_tell               # of a line that has not ended
     call port_wait_for_event
     mov byte ptr [ebx + CPU_SLEEPS], 0
+    jmp schedule_idle
+# Packets were left for when there is nothing else to do.
+schedule_idle_network:
+    mov dword ptr [schedule_lock], 0
+    call netfront_catch_up
     jmp schedule_idle
 # The processor is to stop: see smp.s.
 schedule_leave:

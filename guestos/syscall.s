@@ -10,7 +10,7 @@
 
 .equ SYSCALLS_LINUX, SYS_clock_gettime + 1      # numbers of Linux come first in the table,
 .equ SYSCALLS_OWN, 512                          # and ours behind them
-.equ SYSCALLS_OWN_COUNT, 5
+.equ SYSCALLS_OWN_COUNT, 6
 .equ SYSCALLS, SYSCALLS_LINUX + SYSCALLS_OWN_COUNT
 .equ UNLOCKED, 0x10000                          # in syscall_list, beside the number
 
@@ -190,6 +190,7 @@ syscall_list:
     .long SYS_pipe, sys_pipe
     .long SYS_ioctl, sys_ioctl
     .long SYS_setpgid, sys_setpgid
+    .long SYS_socketcall, sys_socketcall
     .long SYS_dup2, sys_dup2
     .long SYS_directory, sys_directory
     .long SYS_lseek, sys_lseek
@@ -200,6 +201,7 @@ syscall_list:
     .long SYS_memory, sys_memory
     .long SYS_vcpu, sys_vcpu
     .long SYS_balloon, sys_balloon
+    .long SYS_network, sys_network
 syscall_list_end:
 
 .section .bss

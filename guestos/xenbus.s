@@ -605,6 +605,7 @@ xenbus_hear_shutdown:
 .p2align 2
 .equ SIZEOF_DRIVER, DRIVER_REMOVE + 4
 xenbus_drivers:
+    .long vif_path, XenbusStateConnected, vif_connect, vif_live, vif_idle, vif_stop, vif_remove
     .long blk_path, XenbusStateInitialised, blk_connect, blk_live, blk_idle, blk_stop, blk_remove
     .long 0
 

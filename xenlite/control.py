@@ -55,7 +55,7 @@ from xenlite.machine.x86_32p import (
 from xenlite.registers import read_registers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from xenlite.core.vcpu import Vcpu
     from xenlite.debug_doors import DebugStop
@@ -155,10 +155,15 @@ class ControlDoor:
             raise Refused(ENOMEM, "memory.over-maximum", pages)
         return self._frames.allocate(domid, pages)
 
-    def set_m2p(self, domid: int, mfn: int, pfn: int) -> None:
-        """Record which pfn the domain calls ``mfn``."""
-        self._check_owned(domid, mfn)
-        self._frames.m2p[mfn] = pfn
+    def set_m2p(self, domid: int, mfns: Sequence[int]) -> None:
+        """Record that the domain calls these frames by the pfns from 0 on."""
+        pages = self._frames.pages_of(self._guest(domid).domid)
+        for mfn in mfns:
+            if mfn not in pages:
+                raise Refused(EINVAL, "frames.not-owned", mfn)
+        m2p = self._frames.m2p
+        for pfn, mfn in enumerate(mfns):
+            m2p[mfn] = pfn
 
     def read_frame(self, domid: int, mfn: int, offset: int, size: int) -> bytes:
         """Read inside one frame of the domain; sizes in bytes."""

@@ -280,8 +280,8 @@ class Control(Protocol):
     def enable_assist(self, domid: int, assist: int) -> None:
         """Turn on ``vm_assist`` type ``assist`` before the kernel's first instruction."""
 
-    def set_m2p(self, domid: int, mfn: int, pfn: int) -> None:
-        """Record which pfn the domain calls ``mfn``."""
+    def set_m2p(self, domid: int, mfns: Sequence[int]) -> None:
+        """Record that the domain calls these frames by the pfns from 0 on."""
 
     def read_frame(self, domid: int, mfn: int, offset: int, size: int) -> bytes:
         """Read inside one frame of the domain; sizes in bytes."""

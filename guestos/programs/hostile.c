@@ -3,7 +3,7 @@
  * and instructions at random. Children do it, and may end as they like; this program then looks
  * whether the kernel still does what it should. The same seed makes the same attempts. */
 
-#include "program.h"
+#include "network.h"
 
 const char usage_text[] = "usage: hostile [CHILDREN [SEED]]";
 
@@ -41,10 +41,53 @@ static void must_refuse(const char *what, unsigned address, int result)
     }
 }
 
+static int call_socket(int operation, int socket, unsigned a, unsigned b, unsigned c, unsigned d,
+                       unsigned e)
+{
+    unsigned words[] = {socket, a, b, c, d, e};
+    return system_call(SYS_socketcall, operation, (int)words, 0);
+}
+
+/* The calls of sockets: arguments, names, data, records, and what the records say. */
+static void try_socket(int socket, unsigned bad)
+{
+    const unsigned data = (unsigned)page, flags = MSG_DONTWAIT;
+    struct sockaddr_in name = {AF_INET, swap16(9), ~0u, {0, 0}};
+    unsigned length = sizeof name;
+    struct iovec part = {(void *)bad, PIECE};
+    struct mmsghdr record = {&name, sizeof name, &part, 1, 0, 0, 0, 0};
+    must_refuse("socketcall", bad, system_call(SYS_socketcall, SOCKETCALL_bind, bad, 0));
+    must_refuse("bind", bad, call_socket(SOCKETCALL_bind, socket, bad, 16, 0, 0, 0));
+    must_refuse("connect", bad, call_socket(SOCKETCALL_connect, socket, bad, 16, 0, 0, 0));
+    must_refuse("getsockname", bad,
+                call_socket(SOCKETCALL_getsockname, socket, bad, (unsigned)&length, 0, 0, 0));
+    must_refuse("getsockname's length", bad,
+                call_socket(SOCKETCALL_getsockname, socket, (unsigned)&name, bad, 0, 0, 0));
+    must_refuse("setsockopt", bad,
+                call_socket(SOCKETCALL_setsockopt, socket, SOL_SOCKET, SO_RCVTIMEO, bad, 8, 0));
+    must_refuse("sendto", bad,
+                call_socket(SOCKETCALL_sendto, socket, bad, PIECE, flags, (unsigned)&name, 16));
+    if (bad)
+        must_refuse("sendto's name", bad,
+                    call_socket(SOCKETCALL_sendto, socket, data, PIECE, flags, bad, 16));
+    must_refuse("sendmmsg", bad, call_socket(SOCKETCALL_sendmmsg, socket, bad, 2, flags, 0, 0));
+    must_refuse("sendmmsg's data", bad,
+                call_socket(SOCKETCALL_sendmmsg, socket, (unsigned)&record, 1, flags, 0, 0));
+    must_refuse("recvmmsg", bad, call_socket(SOCKETCALL_recvmmsg, socket, bad, 2, flags, 0, 0));
+    record.parts = (void *)bad;
+    must_refuse("recvmmsg's parts", bad,
+                call_socket(SOCKETCALL_recvmmsg, socket, (unsigned)&record, 1, flags, 0, 0));
+    must_refuse("recvfrom", bad,
+                call_socket(SOCKETCALL_recvfrom, socket, bad, PIECE, flags, bad, bad));
+    must_refuse("network", bad, network(NETWORK_GET, 0, (void *)bad));
+    must_refuse("network's record", bad, network(NETWORK_SET, 0, (void *)bad));
+}
+
 /* Every call that takes an address gets every bad one. */
 static void try_addresses(void)
 {
     char *words[] = {"true", 0};
+    int udp = socket(IPPROTO_UDP);
     for (unsigned i = 0; i < BAD_ADDRESSES; i++) {
         unsigned bad = bad_addresses[i];
         write(ends[1], page, PIECE);
@@ -61,6 +104,7 @@ static void try_addresses(void)
         must_refuse("processes", bad, system_call(SYS_processes, bad, 4096, 0));
         must_refuse("memory", bad, system_call(SYS_memory, bad, 4096, 0));
         must_refuse("directory", bad, system_call(SYS_directory, bad, bad, 4096));
+        try_socket(udp, bad);
         if (bad) {
             int id = must_fork();
             if (id == 0)

@@ -134,7 +134,7 @@ def test_the_microhypervisor_stays_small() -> None:
         is_base = room in MICROHYPERVISOR and relative.as_posix() not in FOR_DEBUGGERS
         if is_base and path.name != "trap_stub.py":
             lines += lines_of(path)
-    assert lines < 10600
+    assert lines < 10800
     assert sum(lines_of(PACKAGE / name) for name in FOR_DEBUGGERS) < 1000
 
 

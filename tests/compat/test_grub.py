@@ -8,10 +8,9 @@ nothing to boot.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.support.terminal import Terminal
 
 HERE = Path(__file__).resolve().parent
 KERNEL = HERE.parents[1] / "build/kernels/grub-i386-xen.bin"
@@ -19,35 +18,14 @@ KERNEL = HERE.parents[1] / "build/kernels/grub-i386-xen.bin"
 
 def test_grub_lists_its_devices_and_halts() -> None:
     assert KERNEL.exists(), "run tools/fetch_kernels first (tools/check does)"
-    command = [sys.executable, "-m", "xenlite.cli.main", "run", "-v", "--audit"]
-    process = subprocess.Popen(
-        [*command, "--timeout", "60", str(HERE / "grub.yaml")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    seen = b""
-
-    def wait_for(text: bytes) -> None:
-        nonlocal seen
-        assert process.stdout is not None
-        while text not in seen:
-            piece = os.read(process.stdout.fileno(), 4096)
-            assert piece, seen
-            seen += piece
-        seen = seen.partition(text)[2]
-
-    wait_for(b"GNU GRUB  version 2.06")
-    wait_for(b"grub> ")
-    process.stdin.write(b"ls\r")
-    process.stdin.flush()
-    wait_for(b"(memdisk) (proc)")
-    wait_for(b"grub> ")
-    process.stdin.write(b"halt\r")
-    process.stdin.flush()
-    _, said = process.communicate()
-    assert process.returncode == 0
-    assert b"hypercall" not in said
-    assert b"broke" not in said
+    with Terminal(HERE / "grub.yaml", "-v") as terminal:
+        terminal.wait_for("GNU GRUB  version 2.06")
+        terminal.wait_for("grub> ")
+        terminal.type("ls\r")
+        terminal.wait_for("(memdisk) (proc)")
+        terminal.wait_for("grub> ")
+        terminal.type("halt\r")
+        status, _, said = terminal.end()
+        assert status == 0
+        assert "hypercall" not in said
+        assert "broke" not in said

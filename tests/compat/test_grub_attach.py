@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.support.gdb import gdb_process, needs_gdb
 
 ROOT = Path(__file__).resolve().parents[2]
 GRUB = ROOT / "build/kernels/grub-i386-xen.bin"
@@ -82,3 +85,46 @@ def test_grub_sees_an_attached_disk_when_it_starts_again(tmp_path: Path) -> None
     _, said = process.communicate()
     assert process.returncode == 0
     assert b"broke" not in said
+
+
+@needs_gdb
+def test_a_debugger_is_told_what_the_devices_are_doing(tmp_path: Path) -> None:
+    (tmp_path / "disk.img").write_bytes(bytes(1 << 20))
+    config = tmp_path / "dom.yaml"
+    config.write_text(
+        f"name: grub\nkernel: {GRUB}\nmemory: 64\nassists: writable_pagetables\n"
+        "disk: disk.img,raw,xvda,r\nconsole: [terminal, pty]\n"
+    )
+    process = subprocess.Popen(
+        [*XENLITE, "run", "--gdb", ":0", "--timeout", "100", str(config)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        while b"target remote" not in line:
+            line = process.stderr.readline()
+        target = line.decode().rsplit("target remote ", 1)[1].strip().strip("'")
+        prompt = Prompt(process)
+        assert b"Total size" in prompt.do(b"ls (xen/xvda)")
+        said = gdb_process(f"target remote {target}\nmonitor devices\ndetach\n")
+        prompt.types(b"halt")
+        process.communicate()
+    finally:
+        process.kill()
+        process.communicate()
+    first, vbd = said[said.index("console 0\n") :].split("vbd 51712: ")
+    assert "console 1: backend 2 init_wait, frontend 1 initialising\n" in first
+    assert re.search(r"in_cons 0x(\w+), in_prod 0x\1, out_cons 0x(\w+), out_prod 0x\2\n", first)
+    assert re.search(r"input waiting 0, printed [1-9]\d+\n", first)
+    assert vbd.startswith("backend 4 connected, frontend 3 initialised\n")
+    found = re.search(
+        r"req_prod 0x(\w+), req_cons 0x\1, rsp_prod 0x\1\n"
+        r"  port \d+, in work 0, requests (\d+), events (\d+), notifications \d+\n",
+        vbd,
+    )
+    assert found, vbd
+    assert int(found[1], 16) == int(found[2]) > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from xenlite.machine.clock import Clock, HostClock
 from xenlite.machine.x86_32p import PTE_ADDRESS, PTE_P
 from xenlite.toolstack.disk_config import read_disk
 from xenlite.toolstack.lifecycle import Guest
+from xenlite.toolstack.networks import Networks
+from xenlite.toolstack.poller import Poller
 
 ROOT = Path(__file__).resolve().parents[2]
 DOM = "guestos/dom.yaml"
@@ -41,31 +44,68 @@ def ramdisk() -> dict[str, int]:
         return {entry.name: entry.size for entry in tar}
 
 
+class Rack:
+    """What machines run on, and find each other by."""
+
+    def __init__(self, clock: Clock | None = None, memory_bytes: int = 64 * MIB) -> None:
+        self.clock = clock or HostClock()
+        self.hypervisor = Hypervisor(memory_bytes, self.clock)
+        self.control = self.hypervisor.control()
+        self.link = self.hypervisor.link(0)
+        self.store = XenStore(self.link, lambda _domid, error: self.broken(error))
+        self._undo = ExitStack()
+        self._undo.callback(self.hypervisor.close)
+        self._networks: Networks | None = None
+
+    def networks(self) -> Networks:
+        """Return the networks, which are made when they are first asked for."""
+        if self._networks is None:
+            poller = Poller(self.link)
+            self._undo.callback(poller.close)
+            self._networks = Networks(self.link, poller, self.clock.wall_ns, self.said)
+            self._undo.callback(self._networks.close)
+        return self._networks
+
+    def broken(self, error: PeerError) -> None:
+        raise error
+
+    def said(self, line: str) -> None:
+        raise AssertionError(f"nothing was to be said, but {line!r}")
+
+    def close(self) -> None:
+        self._undo.close()
+
+
 class Machine:
-    """One guestos, driven step by step."""
+    """One guestos, driven step by step; alone, or in a rack with others."""
 
     def __init__(
-        self, *overrides: str, clock: Clock | None = None, disks: Sequence[str] = ()
+        self,
+        *overrides: str,
+        clock: Clock | None = None,
+        disks: Sequence[str] = (),
+        rack: Rack | None = None,
     ) -> None:
-        self.clock = clock or HostClock()
-        self.hypervisor = Hypervisor(64 * MIB, self.clock)
-        self.control = self.hypervisor.control()
+        self.rack = rack or Rack(clock)
+        self._owns_rack = rack is None
+        self.clock, self.hypervisor = self.rack.clock, self.rack.hypervisor
+        self.control, self.store = self.rack.control, self.rack.store
         self.output = ""
         self.blocks_of_slices: Callable[[], int] | None = None
         config = load(ROOT / DOM, ["memory=8", *overrides])
         self.guest = Guest(replace(config, disks=tuple(map(read_disk, disks))))
-        link = self.hypervisor.link(0)
-        self.store = XenStore(link, lambda _domid, error: self._broken(error))
         self.domid = self.guest.start(
-            self.control, link, self.store, sink=self._hear, broken=self._broken
+            self.control,
+            self.rack.link,
+            self.store,
+            sink=self._hear,
+            broken=self.rack.broken,
+            networks=self.rack.networks,
         ).domid
 
     def _hear(self, _domid: int, data: bytes) -> None:
         # The two may come apart.
         self.output = (self.output + data.decode("ascii")).replace("\r\n", "\n")
-
-    def _broken(self, error: PeerError) -> None:
-        raise error
 
     def wait_for(self, text: str) -> str:
         """Run until the console shows ``text``; return what came before it, and forget both."""
@@ -166,4 +206,5 @@ class Machine:
     def close(self) -> None:
         assert self.control.audit() == []
         self.guest.stop()
-        self.hypervisor.close()
+        if self._owns_rack:
+            self.rack.close()

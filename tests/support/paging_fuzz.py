@@ -54,6 +54,7 @@ from xenlite.abi.x86_32p import (
     MMUEXT_SET_LDT,
     MMUEXT_TLB_FLUSH_LOCAL,
     MMUEXT_UNPIN_TABLE,
+    SIZEOF_GRANT_ENTRY_V1,
     UVMF_INVLPG,
     UVMF_TLB_FLUSH,
     GNTMAP_contains_pte,
@@ -63,10 +64,14 @@ from xenlite.abi.x86_32p import (
     GnttabMapGrantRef,
     GNTTABOP_copy,
     GNTTABOP_map_grant_ref,
+    GNTTABOP_transfer,
     GNTTABOP_unmap_and_replace,
     GNTTABOP_unmap_grant_ref,
+    GnttabTransfer,
     GnttabUnmapAndReplace,
     GnttabUnmapGrantRef,
+    GTF_accept_transfer,
+    GTF_permit_access,
     HYPERVISOR_grant_table_op,
     HYPERVISOR_memory_op,
     HYPERVISOR_mmu_update,
@@ -156,6 +161,7 @@ class Fuzz:
             "grant": self._grant,
             "unmap_grant": self._unmap_grant,
             "grant_maps": self._grant_maps,
+            "transfer": self._transfer,
             "preempt": self._preempt,
             "die": self._die,
         }
@@ -637,6 +643,20 @@ class Fuzz:
                 return guest.vaddr(pfn)
         return None
 
+    def _transfer(self, guest: Guest, draw: Draw) -> int:
+        """Give a frame, which is often mapped or a table, to a guest, which often waits for it."""
+        receiver, ref = draw.pick(self._guests), draw.below(_GRANT_REFS)
+        if draw.below(4):
+            at = receiver.domain.grants.mfns[0] * PAGE + ref * SIZEOF_GRANT_ENTRY_V1
+            flags = draw.pick((GTF_accept_transfer,) * 6 + (GTF_permit_access, 6))
+            offer = pack("<HHI", flags, guest.domain.domid, 0)
+            self.world.machine.memory.write(at, offer)
+        mfn = self._frame(guest, draw) & 0xFFFFFFFF
+        operation = GnttabTransfer(mfn, receiver.domain.domid, ref, 0)
+        at = guest.place(operation.pack())
+        result = self._call(guest, HYPERVISOR_grant_table_op, GNTTABOP_transfer, at, 1)
+        return result or -self._status_differs(guest, at, operation)
+
     def _unmap_grant(self, _guest: Guest, draw: Draw) -> int:
         if self._mappings:
             mapping = self._mappings.pop(draw.below(len(self._mappings)))
@@ -703,6 +723,7 @@ WEIGHTS: Mapping[str, int] = {
     "grant": 3,
     "unmap_grant": 3,
     "grant_maps": 12,
+    "transfer": 4,
     "preempt": 5,
     "die": 1,
 }

@@ -416,7 +416,7 @@ def test_every_mistake_of_a_file_is_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("name: a\nkernle: b\nmemory: lots\n")
     assert refused(path) == [
-        f"xenlite: {path}: kernel: is missing",
+        f"xenlite: {path}: kernel: is missing, or firmware in its place",
         f"xenlite: {path}:2: kernle: not a key of this file; did you mean 'kernel'?",
         f"xenlite: {path}:3: memory: 'lots' is not a size; write MiB (32) or a unit (32M, 1G)",
     ]

@@ -12,13 +12,15 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
+import pexpect
 import pytest
 import yaml
 
+from tests.support.console_flood import flood, resident_kib
 from xenlite.devkit.kernel_cache import build_kernel
 from xenlite.toolstack.control_protocol import LINE_BYTES, Request
 
@@ -30,11 +32,11 @@ PATIENCE = 30
 class Running:
     """One ``xenlite run`` of two domains: ``a`` echoes what is typed, ``b`` sleeps for good."""
 
-    def __init__(self, directory: Path, kernel: Path, *words: str) -> None:
+    def __init__(self, directory: Path, kernel: Path, *words: str, first: str = "name=a") -> None:
         self.directory = directory
         config = directory.parent / "dom.yaml"
         config.write_text(f"name: a\nkernel: {kernel}\nmemory: 4\ncmdline: e\n")
-        command = [*XENLITE, "run", str(config), str(config), "name=b", "cmdline=b", *words]
+        command = [*XENLITE, "run", str(config), first, str(config), "name=b", "cmdline=b", *words]
         self.process = subprocess.Popen(
             [*command, "--audit", "--socket-dir", str(directory)],
             cwd=ROOT,
@@ -206,6 +208,39 @@ def test_a_frontend_that_does_not_answer_keeps_its_disk_until_forced(running: Ru
     assert running.do("xenstore", "list", "/local/domain/2/device/vbd") == ""
 
 
+def test_a_domain_whose_disk_is_gone_does_not_start_again_and_others_go_on(
+    kernel: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "d.img"
+    image.write_bytes(bytes(4096))
+    with Running(tmp_path / "sockets", kernel, first="on_poweroff=restart") as running:
+        running.do("block-attach", "a", str(image), "raw", "xvda", "w")
+        image.unlink()
+        assert running.process.stdin is not None
+        running.process.stdin.write(b"q")
+        running.process.stdin.flush()
+        assert running.process.stderr is not None
+        lines = iter(running.process.stderr.readline, b"")
+        said = next(line.decode() for line in lines if b"cannot" in line)
+        assert f"domain 'a' cannot start again: {image}: No such file or directory" in said
+        assert list(running.states()) == ["Domain-0", "b"]
+        running.do("destroy", "b")
+        assert running.process.wait(PATIENCE) == 1
+
+
+def test_an_output_that_nobody_reads_is_no_fault(running: Running) -> None:
+    command = [*XENLITE, "list", "--socket-dir", str(running.directory)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.wait(PATIENCE) == 128 + signal.SIGPIPE
+    assert process.stderr is not None
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
 def test_what_cannot_be_done_is_one_line(running: Running) -> None:
     for words, what in (
         (("pause", "c"), "no domain is called 'c' here"),
@@ -307,3 +342,123 @@ def test_a_host_that_is_killed_is_swept_away_by_the_next(
     for process in (lives, second):
         end(process, signal.SIGTERM)
     assert {path.name for path in base.iterdir()} == {"999999", "mine"}
+
+
+# -- consoles -------------------------------------------------------------------------------------
+
+
+def consoled(tmp_path: Path, kernel: Path, cmdline: str, console: str) -> Path:
+    config = tmp_path / "c.yaml"
+    text = f"name: c\nkernel: {kernel}\nmemory: 4\ncmdline: {cmdline}\nconsole: {console}\n"
+    config.write_text(text)
+    return config
+
+
+@contextmanager
+def host_of(config: Path, sockets: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a domain whose console is not on the terminal."""
+    process = subprocess.Popen(
+        [*XENLITE, "run", str(config), "--socket-dir", str(sockets), *words],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith(b"xenlite: sockets in")
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def joined(sockets: Path) -> pexpect.spawn[bytes]:
+    """Be a person who joins console c."""
+    words = [*XENLITE[1:], "console", "c", "--socket-dir", str(sockets)]
+    return pexpect.spawn(XENLITE[0], words, timeout=PATIENCE)
+
+
+def test_a_console_is_joined_and_left(kernel: Path, tmp_path: Path) -> None:
+    config, sockets = consoled(tmp_path, kernel, "e", "{output: pty, log: c.log}"), tmp_path / "s"
+    with host_of(config, sockets) as host:
+        for n in range(2):
+            person = joined(sockets)
+            if not n:
+                person.expect(b"hello\r\n")  # from before anybody looked
+            person.send(b"round %d\n" % n)
+            person.expect(b"round %d\r\n" % n)
+            person.send(b"\x1d")
+            person.expect(pexpect.EOF)
+            person.wait()
+            assert person.exitstatus == 0
+        last = subprocess.run(
+            [*XENLITE, "console", "1", "--socket-dir", str(sockets)],
+            cwd=ROOT,
+            input=b"piped\x1d\nq",
+            capture_output=True,
+            timeout=PATIENCE,
+            check=True,
+        )
+        assert last.stdout.endswith(b"piped\x1d\n"), "behind what the last one left unread"
+        shown, _ = host.communicate(timeout=PATIENCE)
+        assert host.returncode == 0
+        assert shown == b"", "the console is not on the terminal"
+    log = (tmp_path / "c.log").read_bytes()
+    assert log == b"hello\nround 0\nround 1\npiped\x1d\n"
+
+
+def test_a_guest_commands_no_terminal_by_its_pty(kernel: Path, tmp_path: Path) -> None:
+    config, sockets = consoled(tmp_path, kernel, "a", "pty"), tmp_path / "s"
+    with host_of(config, sockets, "on_poweroff=preserve") as host:
+        assert host.stderr is not None
+        assert b"preserved" in host.stderr.readline()
+        person = joined(sockets)
+        person.expect_exact(b"^[]0;")
+        person.send(b"\x1d")
+        person.expect(pexpect.EOF)
+        person.wait()
+
+
+def test_a_flood_grows_nothing_and_starves_nobody(tmp_path: Path) -> None:
+    """As ``tools/soak console`` does with more."""
+    flooded = flood(tmp_path, 16 << 20)
+    assert flooded.size_bytes >= 16 << 20
+    assert flooded.growth_kib < 8 << 10
+    assert (tmp_path / "flood.log").stat().st_size >= 16 << 20
+
+
+def test_consoles_that_are_flooded_and_unread_hold_up_nobody(kernel: Path, tmp_path: Path) -> None:
+    flood = consoled(tmp_path, kernel, "f", "[pty, {output: file, path: f.log}]")
+    with Running(tmp_path / "sockets", kernel, str(flood)) as running:
+        running.types(b"before")
+        before = resident_kib(running.process.pid)
+        while float(json.loads(running.do("list", "c", "--format=json"))[0]["cpu_seconds"]) < 2:
+            running.types(b"no delay")
+        assert resident_kib(running.process.pid) - before < 8 << 10
+        tty = running.do("xenstore", "read", "/local/domain/3/console/tty").strip()
+        fd = os.open(tty, os.O_RDONLY | os.O_NOCTTY)
+        assert set(os.read(fd, 4096)) <= set(b"hello\n#")
+        os.close(fd)
+        running.do("destroy", "c")
+        assert not Path(tty).exists()
+        running.types(b"after")
+
+
+def test_a_console_that_is_not_there_is_said(running: Running) -> None:
+    assert running.do("console", "a", "-n", "1", status=1) == "a: has no console 1"
+    assert running.do("console", "a", "-n", "-1", status=1) == "a: has no console -1"
+    assert running.do("console", "z", status=1) == "no domain is called 'z' here"
+
+
+def test_a_console_that_cannot_be_opened_starts_nothing(kernel: Path, tmp_path: Path) -> None:
+    for console, what in (
+        ("file:no/such/log", "No such file or directory (console)"),
+        ("socket:no/such/socket", "No such file or directory"),
+    ):
+        config = consoled(tmp_path, kernel, "p", console)
+        command = [*XENLITE, "run", "-q", str(config), "--socket-dir", str(tmp_path / "s")]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode == 1
+        [line] = ended.stderr.splitlines()
+        assert line.endswith(what)

@@ -125,8 +125,8 @@ def test_frames_of_a_destroyed_domain_come_back_empty_and_without_a_name() -> No
     control = hypervisor.control()
     domid = control.create_domain("first", max_pages=64, max_vcpus=1)
     mfns = control.populate(domid, 64)
-    for pfn, mfn in enumerate(mfns):
-        control.set_m2p(domid, mfn, pfn)
+    control.set_m2p(domid, mfns)
+    for mfn in mfns:
         control.write_frame(domid, mfn, 0, b"secret" * 600)
     control.destroy_domain(domid)
     machine = hypervisor.machine

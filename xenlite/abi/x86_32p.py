@@ -1789,7 +1789,6 @@ UNIMPLEMENTED_OPERATIONS: Final[dict[str, dict[int, str]]] = {
     },
     "grant_table_op": {
         3: "Xen has it no more",
-        4: "no kernel needs it where backends copy, and Xen can leave it out too",
         9: "it belongs to version 2",
     },
     "event_channel_op": {

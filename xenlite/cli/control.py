@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from xenlite.cli.running import choose
+from xenlite.cli.running import choose, write_to_pipe
 
 if TYPE_CHECKING:
     from xenlite.toolstack.control_client import ControlClient
@@ -26,8 +26,12 @@ def run(options: argparse.Namespace) -> int:
 
     verb: Callable[[ControlClient, argparse.Namespace], None] = options.control_verb
     with ControlClient(choose(options.socket_dir) / CONTROL_SOCKET) as client:
-        verb(client, options)
-    return 0
+
+        def ask() -> int:
+            verb(client, options)
+            return 0
+
+        return write_to_pipe(ask)
 
 
 # -- verbs ----------------------------------------------------------------------------------------
@@ -61,6 +65,13 @@ def list_domains(client: ControlClient, options: argparse.Namespace) -> None:
 _DOMAIN_ROW: Final = "{:<40} {:>5} {:>5} {:>5} {:>10} {:>8}"
 _DISK_ROW: Final = "{:<5} {:<3} {:<6} {:<5} {:<6} {:<8} {}"
 _CARD_ROW: Final = "{:<3} {:<2} {:<17} {:<6} {:<5} {:<6} {:<15} {}"
+
+
+def join_console(client: ControlClient, options: argparse.Namespace) -> None:
+    """Have a console here, until Ctrl-] or its end."""
+    from xenlite.cli.join import join
+
+    join(client.ask("console", domain=options.domain, number=options.number))
 
 
 def list_disks(client: ControlClient, options: argparse.Namespace) -> None:
@@ -139,6 +150,7 @@ VERBS: Final[dict[str, str]] = {
     "shutdown": "ask a guest to power off",
     "reboot": "ask a guest to reboot",
     "destroy": "take a domain apart at once",
+    "console": "join a console of a domain; Ctrl-] leaves",
     "block-attach": "give a running domain a disk",
     "block-detach": "take a disk away from a running domain",
     "block-list": "list the disks of a domain",
@@ -159,6 +171,9 @@ def add_verbs(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     for name, parser in parsers.items():
         optional = name == "list"
         parser.add_argument("domain", nargs="?" if optional else None, help="its name or domid")
+    joining = parsers["console"]
+    joining.add_argument("-n", dest="number", type=int, default=0, help="which (0, the first)")
+    joining.set_defaults(control_verb=join_console)
     attaching = parsers["block-attach"]
     attaching.add_argument(
         "disk",

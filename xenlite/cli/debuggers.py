@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from xenlite.devkit.gdb_listeners import GdbListeners
+from xenlite.toolstack.device_text import device_lines
 from xenlite.toolstack.lifecycle import exit_status
 
 if TYPE_CHECKING:
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
 
     from xenlite.hypervisor import Hypervisor
     from xenlite.toolstack.domain_config import DomainConfig
+    from xenlite.toolstack.host import Host
 
 
 def let_in(
     options: argparse.Namespace,
     configs: Sequence[DomainConfig],
     hypervisor: Hypervisor,
+    host: Host,
     cleanup: ExitStack,
 ) -> Callable[[int, str], None]:
     """Listen for debuggers until ``cleanup``; return what is to hear of each domain.
@@ -37,6 +40,7 @@ def let_in(
         hypervisor.defer,
         exit_status,
         waits=options.gdb_wait,
+        devices=lambda domid: device_lines(host.devices(domid)),
     )
     cleanup.callback(listeners.close)
     for name, address in listeners.addresses().items():

@@ -163,7 +163,7 @@ def run(options: argparse.Namespace) -> int:
         if options.gdb is not None:
             from xenlite.cli.debuggers import let_in
 
-            built = let_in(options, configs, hypervisor, cleanup)
+            built = let_in(options, configs, hypervisor, host, cleanup)
         with Terminal(typed=host.feed, wants_input=host.wants_input, leave=host.leave):
             return host.run(
                 configs,

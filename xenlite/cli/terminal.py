@@ -92,7 +92,7 @@ class Terminal:
             self._saved_handlers.append((number, signal.signal(number, _do_nothing)))
         if self._is_terminal:
             self._saved_modes = termios.tcgetattr(self._input)
-            termios.tcsetattr(self._input, termios.TCSADRAIN, _raw(self._saved_modes))
+            termios.tcsetattr(self._input, termios.TCSADRAIN, raw_modes(self._saved_modes))
         self._thread.start()
         return self
 
@@ -154,7 +154,7 @@ class Terminal:
         return bool(data)
 
 
-def _raw(modes: list[Any]) -> list[Any]:
+def raw_modes(modes: list[Any]) -> list[Any]:
     """Every key as it is typed, nothing echoed; output processing as it was."""
     raw = list(modes)
     raw[0] &= ~(

@@ -7,13 +7,12 @@ Options and output are those of xenstore-utils.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xenlite.abi.x86_32p import ENOENT
-from xenlite.cli.running import choose
+from xenlite.cli.running import choose, write_to_pipe
 from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.store_client import StoreClient, StoreError
 
@@ -34,14 +33,7 @@ def run(options: argparse.Namespace) -> int:
     directory = choose(options.socket_dir)
     verb: Callable[[StoreClient, argparse.Namespace], int] = options.store_verb
     with StoreClient(directory / STORE_SOCKET) as client:
-        try:
-            status = verb(client, options)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Nobody reads on; nor shall Python try to write what is left when it ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGPIPE
-    return status
+        return write_to_pipe(lambda: verb(client, options))
 
 
 # -- verbs ----------------------------------------------------------------------------------------

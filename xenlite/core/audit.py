@@ -234,6 +234,9 @@ class _Recount:
             for mfn in mfns:
                 if not frames.refs[mfn]:
                     self._problems.append(f"mfn {mfn:#x} has an owner and no reference")
+        free = frames.nr_frames - sum(map(len, by_owner.values()))
+        if frames.free != free:
+            self._problems.append(f"{frames.free} frames count as free, {free} are")
 
 
 class _Walk:

@@ -17,6 +17,8 @@ Whoever uses an entry holds a *pin* of it (``core/maptrack.py`` knows who). Inva
 
 A pin outlives its granter: the frame stays until the last one is given back. What is over before
 any guest can run again needs no pin, only the same checks (``check``).
+
+An entry can also wait for a page that another domain gives away for good (GTF_accept_transfer).
 Source: public/grant_table.h.
 """
 
@@ -36,9 +38,12 @@ from xenlite.abi.x86_32p import (
     ENOSPC,
     ENXIO,
     SIZEOF_GRANT_ENTRY_V1,
+    GTF_accept_transfer,
     GTF_permit_access,
     GTF_reading,
     GTF_readonly,
+    GTF_transfer_committed,
+    GTF_transfer_completed,
     GTF_type_mask,
     GTF_writing,
 )
@@ -128,6 +133,23 @@ class GrantTable:
         entry_a = self._memory.read(at_a, _ENTRY.size)
         self._memory.write(at_a, self._memory.read(at_b, _ENTRY.size))
         self._memory.write(at_b, entry_a)
+
+    def receive(self, ref: int, giver: int, mfn: int) -> None:
+        """Make a stolen frame the domain's page, if entry ``ref`` waits for one of ``giver``.
+
+        The entry then names the frame, and takes no other one until it is written anew.
+        Raises Refused: ENOENT for a bad ref, EINVAL for an entry that does not wait, EACCES for one
+        that waits for somebody else's.
+        """
+        at = self._entry_maddr(ref)
+        flags, awaited, _ = _ENTRY.unpack(self._memory.read(at, _ENTRY.size))
+        if flags != GTF_accept_transfer or self._pins[ref]:
+            raise Refused(EINVAL, "grants.no-transfer-awaited", ref)
+        if awaited != giver:
+            raise Refused(EACCES, "grants.not-to-you", ref)
+        self._frames.hand_over(mfn, self.domid)
+        flags |= GTF_transfer_committed | GTF_transfer_completed
+        self._memory.write(at, _ENTRY.pack(flags, awaited, mfn))
 
     # -- pins ---------------------------------------------------------------------------------
 

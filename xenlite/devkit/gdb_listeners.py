@@ -31,11 +31,13 @@ class GdbListeners:
         exit_status: Callable[[int], int],
         *,
         waits: bool,
+        devices: Callable[[int], Sequence[str]] = lambda _domid: (),
     ) -> None:
         """Listen; ``waits`` has each domain wait for a debugger. Raises ConfigError."""
         self._control = control
         self._exit_status = exit_status
         self._waits = waits
+        self._devices = devices
         self._domids: dict[str, int] = {}
         self._waiting: dict[int, Debugger] = {}
         self._sessions: dict[int, GdbSession] = {}
@@ -83,6 +85,8 @@ class GdbListeners:
             debugger = self._waiting.pop(domid, None) or self._attach(domid)
         except Refused:  # the domain is gone
             return None
-        session = GdbSession(self._control, domid, debugger, client, self._exit_status)
+        session = GdbSession(
+            self._control, domid, debugger, client, self._exit_status, self._devices
+        )
         self._sessions[domid] = session
         return session

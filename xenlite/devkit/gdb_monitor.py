@@ -30,6 +30,7 @@ p2m PFN                     the machine frame of a page
 frame MFN                   a machine frame: whose, what, how often, who maps it
 ports                       the open event ports
 grants                      the pages on offer to others
+devices                     the backends: states, ring indexes, work
 log [N]                     the last hypercalls (64 are remembered)
 break-hypercall NAME ...    stop before these are made; none: at no more
 break-refused on|off        stop behind each refused one (off)
@@ -48,8 +49,16 @@ _OWNERS: Final = {DOMID_XEN: "xenlite", None: "nobody: free"}
 class Monitor:
     """The commands of one session."""
 
-    def __init__(self, control: Control, debugger: Debugger, domid: int) -> None:
+    def __init__(
+        self,
+        control: Control,
+        debugger: Debugger,
+        domid: int,
+        devices: Callable[[int], Sequence[str]],
+    ) -> None:
+        """Look at a domain; ``devices`` describes a domain's devices in lines."""
         self._control = control
+        self._find_devices = devices
         self._debugger = debugger
         self._domid = domid
         self.last_refusal: Refused | None = None
@@ -62,6 +71,7 @@ class Monitor:
             "frame": self._frame,
             "ports": self._ports,
             "grants": self._grants,
+            "devices": self._devices,
             "log": self._log,
             "break-hypercall": self._break_hypercall,
             "break-refused": lambda words, _vcpu: self._switch(
@@ -158,6 +168,9 @@ class Monitor:
             for one in self._debugger.grants()
         ]
         return _lines(lines) if lines else "no grants\n"
+
+    def _devices(self, _words: Sequence[str], _vcpu: int) -> str:
+        return _lines(self._find_devices(self._domid)) or "no devices\n"
 
     def _log(self, words: Sequence[str], _vcpu: int) -> str:
         records = self._debugger.hypercalls()

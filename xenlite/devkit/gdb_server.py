@@ -11,7 +11,7 @@ Source: gdb manual, appendix E.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -60,8 +60,12 @@ class GdbSession:
         debugger: Debugger,
         client: Client,
         exit_status: Callable[[int], int],
+        devices: Callable[[int], Sequence[str]] = lambda _domid: (),
     ) -> None:
-        """Talk about a domain that ``debugger`` holds; ``exit_status`` is for a shutdown reason."""
+        """Talk about a domain that ``debugger`` holds.
+
+        ``exit_status`` is for a shutdown reason, ``devices`` describes a domain's in lines.
+        """
         self._control = control
         self._domid = domid
         self._debugger = debugger
@@ -73,7 +77,7 @@ class GdbSession:
         self._reports_breaks = False
         self._hardware: set[int] = set()
         self._vcpu = 0 if debugger.stop is None else debugger.stop.vcpu
-        self._monitor = gdb_monitor.Monitor(control, debugger, domid)
+        self._monitor = gdb_monitor.Monitor(control, debugger, domid, devices)
         self._commands: dict[bytes, Callable[[bytes], bytes | None]] = {
             b"?": lambda _rest: self._stop_reply(),
             b"g": self._read_registers,

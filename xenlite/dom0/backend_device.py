@@ -141,6 +141,11 @@ class BackendDevice(Generic[C]):
         self._show(State.CLOSED if is_left_over else State.INIT_WAIT)
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
 
+    @property
+    def seen(self) -> State:
+        """Return the state that the frontend shows."""
+        return parse_state(self._store.read(f"{self._paths.frontend}/state"))
+
     def close(self) -> None:
         """Take the device away, whatever its frontend is doing."""
         self._is_closed = True
@@ -195,8 +200,7 @@ class BackendDevice(Generic[C]):
         for _ in range(_MOST_STEPS):
             if self._is_closed or self._is_draining:
                 return
-            seen = parse_state(self._store.read(f"{self._paths.frontend}/state"))
-            action, state = step(self._transitions, self.state, seen)
+            action, state = step(self._transitions, self.state, self.seen)
             if state is self.state:
                 return
             if action is Action.CONNECT and not self._connect():

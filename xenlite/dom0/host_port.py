@@ -8,6 +8,7 @@ leaves the guests their time.
 
 from __future__ import annotations
 
+import errno
 import select
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
@@ -60,10 +61,15 @@ class PortStats:
 
 
 class HostPort:
-    """One channel, plugged into a bridge until ``close``, which closes the channel too."""
+    """One channel, plugged into a bridge until ``close``, which closes the channel too.
+
+    A TAP that somebody has removed from the host ``is_gone``: its descriptor would be ready for
+    ever, and is watched no more.
+    """
 
     def __init__(self, bridge: Bridge, name: str, poller: Poller, channel: Channel) -> None:
         self.stats = PortStats()
+        self.is_gone = False
         self._poller = poller
         self._channel = channel
         self._fd = channel.fileno()
@@ -93,11 +99,13 @@ class HostPort:
         for _ in range(BATCH):
             try:
                 frame = self._channel.receive()
-            except OSError:  # nothing more; or a word about what was sent, which was counted
+            except OSError as error:  # nothing more; or a word about what was sent
+                self.is_gone = error.errno == errno.EBADFD
                 break
             if len(frame) > MAX_FRAME_BYTES:
                 self.stats.too_long += 1
             else:
                 frames.append(frame)
         self._plug.send(frames)
-        self._poller.want(self._fd, select.EPOLLIN)
+        if not self.is_gone:
+            self._poller.want(self._fd, select.EPOLLIN)

@@ -59,10 +59,10 @@ def checksum(data: bytes) -> int:
     Over bytes that hold their right sum it is 0. Sixteen-bit words are digits to the base 65536,
     so that the remainder by 65535 is their sum with every carry added again.
     """
+    number = int.from_bytes(data, "big")
     if len(data) % 2:
-        data += b"\0"
-    total = int.from_bytes(data, "big")
-    return 0xFFFF - total % 0xFFFF if total % 0xFFFF or not total else 0
+        number <<= 8
+    return -number % 0xFFFF or (0 if number else 0xFFFF)
 
 
 def parse(data: bytes) -> Packet:

@@ -14,9 +14,9 @@ packets it has, because Python's cost is in the steps and not in the bytes.
 *Load*: after a packet a frontend is not asked to tell of the next one. Its ring is looked at after
 each turn that some guest has had, until that was in vain LOOKS times; an event for each packet
 would bring the loop round each time, and wake the receiver for a single one. One look is not
-enough, for the receiver's turn often comes before the sender's. A sender that goes on and on is
-interrupted after HOLD_NS, so that its packets are under way. The responses to a FEW show at the
-next look too: by then there may be an answer to the packet, and one event tells of both.
+enough, for the receiver's turn often comes before the sender's. So a packet may wait for the end of
+its sender's turn, as it would for a busy processor. The responses to a FEW show at the next look
+too: by then there may be an answer to the packet, and one event tells of both.
 
 *Room*: frames wait in a bounded queue for slots; what doesn't fit is dropped and counted.
 
@@ -59,7 +59,6 @@ MOST_AT_ONCE: Final = 128  # slots that are taken before others have their turn:
 QUEUE_FRAMES: Final = 1024  # that wait for room in a frontend's ring
 LOOKS: Final = 3  # in vain, before a frontend is asked for an event again
 FEW: Final = 16  # slots, whose responses may wait
-HOLD_NS: Final = 200_000  # the longest that a packet waits for such a look
 LOOK_AGAIN_NS: Final = 10_000_000  # for room, where a frontend does not tell of it
 
 
@@ -123,7 +122,6 @@ class NetRings:
         self._queue: Sequence[bytes] = ()
         self._looks_left = 0
         self._is_queued = False  # its turn comes again without an event
-        self._is_held = False  # and before this moment
         self._waits_for_credit = False
         self._waits_to_look = False
         with ExitStack() as undo:
@@ -134,13 +132,13 @@ class NetRings:
                 pages.append(page)
             self._tx = BackRing(pages[0], TX_RING)
             self._rx = BackRing(pages[1], RX_RING)
-            self._tx_port = self._rx_port = self._bind(offer.tx_port, undo)
+            self.tx_port = self.rx_port = self._bind(offer.tx_port, undo)
             if offer.rx_port == offer.tx_port:
-                link.on_event(self._tx_port, self._on_event)
+                link.on_event(self.tx_port, self._on_event)
             else:
-                self._rx_port = self._bind(offer.rx_port, undo)
-                link.on_event(self._tx_port, self._on_tx_event)
-                link.on_event(self._rx_port, self._on_rx_event)
+                self.rx_port = self._bind(offer.rx_port, undo)
+                link.on_event(self.tx_port, self._on_tx_event)
+                link.on_event(self.rx_port, self._on_rx_event)
             self._undo = undo.pop_all()
 
     def _bind(self, theirs: int, undo: ExitStack) -> int:
@@ -151,6 +149,17 @@ class NetRings:
     def start(self) -> None:
         """Serve what is in the ring already: its event may have come before anybody listened."""
         self._pump_tx()
+
+    def indexes(self) -> dict[str, int]:
+        """Return the rings' indexes as they stand; none where the pages are given back."""
+        if not self.is_open:
+            return {}
+        rings = {"tx": self._tx, "rx": self._rx}
+        return {
+            f"{name} {index}": value
+            for name, ring in rings.items()
+            for index, value in ring.indexes().items()
+        }
 
     def close(self, drained: Callable[[], None]) -> None:
         """Give rings and ports back; nothing is in work, so it is ``drained`` at once."""
@@ -230,23 +239,17 @@ class NetRings:
 
     def _publish_tx(self) -> None:
         if self._tx.publish():
-            self._notify(self._tx_port)
+            self._notify(self.tx_port)
 
     def _come_again(self) -> None:
-        """Look at the ring after the next turn of a guest, which ends in time for it."""
+        """Look at the ring after the next turn of a guest."""
         if not self._is_queued:
             self._is_queued = True
             self._link.defer(self._next_turn, charge=self._frontend)
-        if not self._is_held:
-            self._is_held = True
-            self._link.call_at(self._link.now_ns() + HOLD_NS, self._end_turn)
 
     def _next_turn(self) -> None:
         self._is_queued = False
         self._pump_tx()
-
-    def _end_turn(self) -> None:
-        self._is_held = False
 
     def _may_take(self) -> int:
         """Count the slots that may be taken now; where it is none, note when there will be some.
@@ -362,7 +365,7 @@ class NetRings:
         self.counters.rx_packets += count - lost
         self.counters.rx_bytes += sum(size for size in sizes if size > 0) if lost else sum(sizes)
         if self._rx.publish():
-            self._notify(self._rx_port)
+            self._notify(self.rx_port)
         return count
 
     def _look_again(self) -> None:

@@ -64,6 +64,10 @@ class Consumer:
         self._place = place
         self._cons = page.read_u32(place.cons)
 
+    def indexes(self) -> tuple[int, int]:
+        """Return ``cons``, and ``prod`` as it is in the page, unchecked."""
+        return self._cons, self._page.read_u32(self._place.prod)
+
     def take(self) -> bytes:
         """Take all that is there: at most the size of the ring."""
         place = self._place
@@ -87,6 +91,10 @@ class Producer:
         self._page = page
         self._place = place
         self._prod = page.read_u32(place.prod)
+
+    def indexes(self) -> tuple[int, int]:
+        """Return ``cons`` as it is in the page, unchecked, and ``prod``."""
+        return self._page.read_u32(self._place.cons), self._prod
 
     def room(self) -> int:
         """Count the bytes that fit now."""

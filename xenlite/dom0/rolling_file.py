@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -47,7 +48,7 @@ class RollingFile:
         try:
             if self._size + len(piece) > FILE_BYTES and self._size > len(self._header):
                 self.close()
-                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                _replace(self._path, self._path.with_name(self._path.name + ".1"))
                 self._begin()
             self._append(piece)
         except OSError as error:
@@ -78,3 +79,15 @@ class RollingFile:
                     os.ftruncate(self._fd, self._size)
             raise
         self._size += len(piece)
+
+
+def _replace(path: Path, older: Path) -> None:
+    """Put a file in the place of an older one, whose blocks are freed on another thread.
+
+    To free 64 MiB, or to rename over them, takes 60 to 400 ms, in which no domain would run.
+    """
+    kept = older.open("rb") if older.is_file() else None
+    older.unlink(missing_ok=True)
+    path.rename(older)
+    if kept is not None:
+        threading.Thread(target=kept.close, name="rolling file", daemon=True).start()

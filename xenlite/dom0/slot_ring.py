@@ -200,6 +200,14 @@ class BackRing(_End):
         """Copy out up to ``limit`` requests. Raises PeerError for an impossible index."""
         return self._take(self._shape.request, limit)
 
+    def indexes(self) -> dict[str, int]:
+        """Return where everybody stands: the frontend's index as it is in the page, unchecked."""
+        return {
+            "req_prod": self._page.read_u32(SRING_REQ_PROD),
+            "req_cons": self._taken,
+            "rsp_prod": self._published,
+        }
+
     def put(self, response: bytes) -> None:
         """Put in the response to one request that was taken; it shows at the next ``publish``."""
         assert self.in_work, self._shape.name

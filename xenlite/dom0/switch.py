@@ -26,6 +26,8 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, Protocol
 
+from xenlite.dom0.ethernet import HEADER_BYTES, is_station
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -34,12 +36,10 @@ MAX_ADDRESSES: Final = 256
 FLOODS_PER_S: Final = 20_000
 FLOOD_BURST: Final = 4096
 
-HEADER_BYTES: Final = 14
 _HEADER: Final = itemgetter(slice(HEADER_BYTES))
 _DESTINATION: Final = slice(6)
 _SOURCE: Final = slice(6, 12)
 _GROUP_BIT: Final = 1
-_NOBODY: Final = bytes(6)
 # 802.1D: what these 16 addresses name ends at the first bridge (spanning tree, pause).
 _LINK_LOCAL: Final = bytes.fromhex("0180c20000")
 _LAST_LINK_LOCAL: Final = 0x0F
@@ -235,7 +235,7 @@ class Bridge:
         queues: dict[Plug, list[bytes]] = {}
         for header, run in groupby(frames, _HEADER):
             alike = list(run)
-            if len(header) < HEADER_BYTES or header[6] & _GROUP_BIT or header[_SOURCE] == _NOBODY:
+            if len(header) < HEADER_BYTES or not is_station(header[_SOURCE]):
                 sender.stats.malformed += len(alike)
                 continue
             self._addresses.learn(sender, header[_SOURCE], now_ns)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from xenlite.dom0.ipv4 import Datagram
 
-FIRST_PORT: Final = 49152  # of those that no service has (RFC 6335)
+FIRST_PORT: Final = 50000  # no service has it (RFC 6335), and tcpdump knows none that does
 MAX_PROGRAMS: Final = 1024
 
 Program = tuple[str, int]

@@ -21,6 +21,7 @@ from xenlite.dom0.backend_device import (
 )
 from xenlite.dom0.blkback import BlockRing, Offer
 from xenlite.dom0.blkif import MAX_INDIRECT_SEGMENTS, NATIVE, SECTOR, WIRES, Disk
+from xenlite.dom0.device_status import DeviceStatus
 from xenlite.dom0.image import ImageWorker
 from xenlite.dom0.xenbus import BLOCK_TRANSITIONS
 from xenlite.errors import PeerError
@@ -72,6 +73,7 @@ class Vbd:
     ) -> None:
         self._link = link
         self._frontend_domid = paths.frontend_domid
+        self._number = paths.number
         self._image = image
         self._latency_ns = latency_ns
         self._worker = ImageWorker(link)
@@ -95,6 +97,17 @@ class Vbd:
     def ring(self) -> BlockRing | None:
         """Return the ring of a connected frontend."""
         return self._device.connection
+
+    def status(self) -> DeviceStatus:
+        """Return what it is doing."""
+        ring = self.ring
+        return DeviceStatus(
+            f"vbd {self._number}",
+            self.state,
+            self._device.seen,
+            {} if ring is None else ring.indexes(),
+            {} if ring is None else ring.counts(),
+        )
 
     def close(self) -> None:
         """Take the device away: I/O that is in work is finished first. The image stays open."""

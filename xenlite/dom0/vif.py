@@ -14,6 +14,7 @@ frontend leaves blank, and gives frontends whole checksums only.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 from xenlite.dom0.backend_device import (
@@ -23,6 +24,7 @@ from xenlite.dom0.backend_device import (
     FrontendNodes,
     device_paths,
 )
+from xenlite.dom0.device_status import DeviceStatus
 from xenlite.dom0.ethernet import parse_address
 from xenlite.dom0.netback import NetCounters, NetRings, Offer
 from xenlite.dom0.netif import DEFAULT_MTU, frame_limit
@@ -69,6 +71,7 @@ class Vif:
         broken: Callable[[PeerError], None],
     ) -> None:
         self._link = link
+        self._number = paths.number
         self._frontend_domid = paths.frontend_domid
         self._frame_limit = frame_limit(mtu)
         self._rate = rate
@@ -93,6 +96,16 @@ class Vif:
     def rings(self) -> NetRings | None:
         """Return the rings of a connected frontend."""
         return self._device.connection
+
+    def status(self) -> DeviceStatus:
+        """Return what it is doing."""
+        return DeviceStatus(
+            f"vif {self._number}",
+            self.state,
+            self._device.seen,
+            {} if self.rings is None else self.rings.indexes(),
+            asdict(self.counters),
+        )
 
     def close(self) -> None:
         """Take the device away, whatever its frontend is doing, and its place at the bridge."""

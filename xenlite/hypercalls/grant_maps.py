@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""grant_table_op on lists: map, unmap, copy and swap what is granted (public/grant_table.h).
+"""grant_table_op on lists: map, unmap, copy, swap and transfer (public/grant_table.h).
 
 Each operation of a list has a status of its own, and one that fails doesn't stop the list; only a
 list that can't be read or written does. Long lists restart with the rest. Nothing that was unmapped
@@ -19,6 +19,7 @@ from xenlite.abi.x86_32p import (
     EBUSY,
     EINVAL,
     ENOENT,
+    ENOMEM,
     ENOSPC,
     ENXIO,
     EOPNOTSUPP,
@@ -30,6 +31,7 @@ from xenlite.abi.x86_32p import (
     SIZEOF_GNTTAB_COPY,
     SIZEOF_GNTTAB_MAP_GRANT_REF,
     SIZEOF_GNTTAB_SWAP_GRANT_REF,
+    SIZEOF_GNTTAB_TRANSFER,
     SIZEOF_GNTTAB_UNMAP_AND_REPLACE,
     SIZEOF_GNTTAB_UNMAP_GRANT_REF,
     GNTCOPY_dest_gref,
@@ -57,9 +59,11 @@ from xenlite.abi.x86_32p import (
     GNTTABOP_copy,
     GNTTABOP_map_grant_ref,
     GNTTABOP_swap_grant_ref,
+    GNTTABOP_transfer,
     GNTTABOP_unmap_and_replace,
     GNTTABOP_unmap_grant_ref,
     GnttabSwapGrantRef,
+    GnttabTransfer,
     GnttabUnmapAndReplace,
     GnttabUnmapGrantRef,
     HYPERVISOR_grant_table_op,
@@ -114,6 +118,7 @@ class GrantMapCalls:
             GNTTABOP_copy: (self._copy, SIZEOF_GNTTAB_COPY),
             GNTTABOP_swap_grant_ref: (self._swap, SIZEOF_GNTTAB_SWAP_GRANT_REF),
             GNTTABOP_cache_flush: (self._cache_flush, SIZEOF_GNTTAB_CACHE_FLUSH),
+            GNTTABOP_transfer: (self._transfer, SIZEOF_GNTTAB_TRANSFER),
         }
         return {
             command: self._make_list(command, one, size) for command, (one, size) in lists.items()
@@ -295,6 +300,36 @@ class GrantMapCalls:
         else:
             self._frames.put_page(mfn)
 
+    # -- transfer -----------------------------------------------------------------------------
+
+    def _transfer(self, at: int) -> None:
+        asked = GnttabTransfer.unpack(self._guest_memory.read(at, SIZEOF_GNTTAB_TRANSFER))
+        try:
+            self._transfer_one(asked.mfn, asked.domid, asked.ref)
+            status = GNTST_okay
+        except Refused as refused:
+            status = self._status_of(refused, GNTTABOP_transfer, at)
+        self._guest_memory.write(at, asked.replace(status=status).pack())
+
+    def _transfer_one(self, mfn: int, domid: int, ref: int) -> None:
+        """Give a page to a domain that waits for it.
+
+        As Xen has it, the page is gone in any case but that of a bad one: what cannot be handed
+        over is freed.
+        """
+        frames = self._frames
+        if not frames.can_be_stolen(mfn, self._domid):
+            raise Refused(ENXIO, "memory.frame-in-use", mfn)
+        frames.steal(mfn)
+        try:
+            receiver = self._peer(domid)
+            if len(frames.pages_of(domid)) >= receiver.max_pages:
+                raise Refused(ENOMEM, "memory.over-maximum", receiver.max_pages)
+            receiver.grants.receive(ref, self._domid, mfn)
+        except Refused:
+            frames.drop_allocation(mfn)
+            raise
+
     # -- the rest -----------------------------------------------------------------------------
 
     def _swap(self, at: int) -> None:
@@ -324,10 +359,13 @@ class GrantMapCalls:
             raise Refused(EOPNOTSUPP, "grants.flush-without-clean", asked.op)
 
     def _granter(self, domid: int) -> GrantTable:
+        return self._peer(domid).grants
+
+    def _peer(self, domid: int) -> Domain:
         peer = self._domain.peers.get(domid)
         if peer is None:
             raise Refused(ESRCH, "grants.no-such-domain", domid)
-        return peer.grants
+        return peer
 
     def _status_of(self, refused: Refused, command: int, at: int) -> int:
         self._note(HYPERVISOR_grant_table_op, (command, at, 1, 0, 0), refused)

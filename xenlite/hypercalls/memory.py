@@ -269,10 +269,8 @@ class MemoryCalls:
 
     def _check_can_be_stolen(self, mfns: list[int]) -> None:
         """Refuse frames that anything but the allocation refers to, and any named twice."""
-        frames = self._frames
-        pages = frames.pages_of(self._domid)
         for mfn in mfns:
-            if mfn not in pages or not frames.allocated[mfn] or frames.refs[mfn] != 1:
+            if not self._frames.can_be_stolen(mfn, self._domid):
                 raise Refused(EINVAL, "memory.frame-in-use", mfn)
         if len(set(mfns)) != len(mfns):
             raise Refused(EINVAL, "memory.frame-named-twice")

@@ -25,7 +25,7 @@ Ownership: ``core/paging.py`` alone gives and takes the page-table and descripto
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from itertools import islice
 from math import gcd
@@ -74,6 +74,7 @@ class FrameTable:
         self.allocated = bytearray(count)
         self.pinned: set[int] = set()
         self.owned: dict[int, set[int]] = {}
+        self.free = count  # how many frames have no owner
         self.stale_tlbs = StaleTlbs()
         self._recycled: list[int] = []
         self._is_recycled = bytearray(count)
@@ -141,7 +142,7 @@ class FrameTable:
 
     def require(self, count: int) -> None:
         """Raise Refused(ENOMEM) unless that many frames are free, for whoever takes them singly."""
-        if self.owner.count(DOMID_INVALID) < count:
+        if self.free < count:
             raise Refused(ENOMEM, "frames.machine-memory-exhausted", count)
 
     def pages_of(self, domid: int) -> set[int]:
@@ -157,34 +158,33 @@ class FrameTable:
         return at >= 0
 
     def _take(self, domid: int, count: int) -> list[int]:
+        self.require(count)
         mfns: list[int] = []
-        while len(mfns) < count:
-            mfn = self._next_free()
-            if mfn is None:
-                for taken in mfns:
-                    self.owner[taken] = DOMID_INVALID
-                    self._recycle(taken)
-                raise Refused(ENOMEM, "frames.machine-memory-exhausted", count)
-            self.owner[mfn] = domid
+        for mfn in islice(self._free_frames(), count):
+            self.owner[mfn] = domid  # at once: both lists may name it
             mfns.append(mfn)
         self._give(mfns, domid)
         return mfns
 
-    def _next_free(self) -> int | None:
-        """Find a free frame. An extent may have taken what the lists still name."""
+    def _free_frames(self) -> Iterator[int]:
+        """Yield frames that nobody has. An extent may have taken what the lists still name."""
+        owner = self.owner
         while self._recycled:
             mfn = self._recycled.pop()
             self._is_recycled[mfn] = 0
-            if self.owner[mfn] == DOMID_INVALID:
-                return mfn
-        return next((mfn for mfn in self._never_used if self.owner[mfn] == DOMID_INVALID), None)
+            if owner[mfn] == DOMID_INVALID:
+                yield mfn
+        for mfn in self._never_used:
+            if owner[mfn] == DOMID_INVALID:
+                yield mfn
 
     def _recycle(self, mfn: int) -> None:
         if not self._is_recycled[mfn]:
             self._is_recycled[mfn] = 1
             self._recycled.append(mfn)
 
-    def _give(self, mfns: Iterable[int], domid: int) -> None:
+    def _give(self, mfns: Sequence[int], domid: int) -> None:
+        self.free -= len(mfns)
         for mfn in mfns:
             self.owner[mfn] = domid
             self.refs[mfn] = 1
@@ -198,6 +198,7 @@ class FrameTable:
         if owned is not None:
             owned.discard(mfn)
         self.owner[mfn] = DOMID_INVALID
+        self.free += 1
         self.m2p[mfn] = INVALID_M2P_ENTRY
         self.memory.release(mfn)
         self.memory.scrub(mfn)
@@ -205,14 +206,32 @@ class FrameTable:
 
     def _reserve_m2p(self) -> None:
         pages = -(-self.nr_frames * 4 // PAGE_SIZE)
-        for mfn in range(pages):
-            self.owner[mfn] = DOMID_XEN
-            self.refs[mfn] = 1
-            self.allocated[mfn] = 1
+        self._give(range(pages), DOMID_XEN)
         self.m2p_frames = range(pages)
         size = pages << PAGE_SHIFT
         self.memory.m8[:size] = b"\xff" * size
         self.m2p = self.memory.m32[: self.nr_frames]
+
+    # -- from one domain to another -----------------------------------------------------------
+
+    def can_be_stolen(self, mfn: int, domid: int) -> bool:
+        """Tell whether this is a page of ``domid`` to which its allocation alone refers."""
+        return mfn in self.pages_of(domid) and bool(self.allocated[mfn]) and self.refs[mfn] == 1
+
+    def steal(self, mfn: int) -> None:
+        """Take a page that can be stolen from its domain, with what is in it.
+
+        Nobody reaches it afterwards. It is to be handed over, or its allocation dropped.
+        """
+        self.stale_tlbs.flush()
+        self.memory.release(mfn)
+        self.owned[self.owner[mfn]].discard(mfn)
+        self.m2p[mfn] = INVALID_M2P_ENTRY
+
+    def hand_over(self, mfn: int, domid: int) -> None:
+        """Make a stolen frame a page of ``domid``."""
+        self.owner[mfn] = domid
+        self.owned.setdefault(domid, set()).add(mfn)
 
     # -- references ---------------------------------------------------------------------------
 

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from contextlib import ExitStack
 
+    from xenlite.dom0.device_status import DeviceStatus
+
 
 class Device(Protocol):
     """A backend whose frontend can be asked to let go."""
 
     def ask_to_close(self, released: Callable[[], None]) -> None:
         """Have the frontend close; ``released`` hears, later, that it uses nothing of ours."""
+
+    def status(self) -> DeviceStatus:
+        """Return what it is doing."""
 
 
 class AttachedDevices:
@@ -28,6 +33,10 @@ class AttachedDevices:
     def __contains__(self, number: int) -> bool:
         """Tell whether there is a device of that number."""
         return number in self._attached
+
+    def status(self) -> list[DeviceStatus]:
+        """Return what each device is doing."""
+        return [attached.device.status() for attached in self._attached.values()]
 
     def add(self, number: int, device: Device, undo: ExitStack) -> None:
         """Keep a device, and what takes it away."""

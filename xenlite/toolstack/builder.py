@@ -147,8 +147,7 @@ class _Building:
         self.mfns = _populate(control, domid, layout.nr_pages)
         if not image.extended_cr3:
             self._bring_l3_below_4_gib()
-        for pfn, mfn in enumerate(self.mfns):
-            control.set_m2p(domid, mfn, pfn)
+        control.set_m2p(domid, self.mfns)
 
     def _bring_l3_below_4_gib(self) -> None:
         """Swap the L3's frame with a low one: CR3 has 32 bits unless the kernel knows better."""

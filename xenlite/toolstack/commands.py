@@ -74,6 +74,18 @@ def reboot(host: Host, domain: str) -> None:
     _ask_guest(host, domain, "reboot")
 
 
+def console(host: Host, domain: str, number: int) -> str:
+    """Return the path of a console's PTY, which then begins with the newest output."""
+    guest = host.find(domain)
+    channel = host.channel(guest, number)
+    if channel is None:
+        raise ConfigError(Fault(guest.config.name, f"has no console {number}"))
+    if channel.pty is None:
+        raise ConfigError(Fault(guest.config.name, f"console {number} has no PTY on this host"))
+    channel.pty.freshen()
+    return channel.pty.path
+
+
 def _ask_guest(host: Host, domain: str, wish: str) -> None:
     path = f"/local/domain/{_domid(host.find(domain))}/control/shutdown"
     host.store.server.act_as_tool(lambda view: view.write(path, wish.encode()))
@@ -203,13 +215,8 @@ def network_detach(host: Host, domain: str, vif: str, *, force: bool, seconds: i
     """Take a card away, by number or address: when the guest has closed it, or with ``force``."""
     guest = host.find(domain)
     _check_seconds(seconds)
-    devids = [
-        one.devid
-        for one in guest.config.vifs
-        if one.mac is not None and vif.lower() in (str(one.devid), format_address(one.mac))
-    ]
-    devid = devids[0] if devids else None
-    if devid is None or not guest.has_vif(devid):
+    devid = guest.find_vif(vif)
+    if devid is None:
         raise ConfigError(Fault(guest.config.name, f"has no network card {vif}"))
     return _detach(host, vif, partial(guest.detach_vif, devid), force=force, seconds=seconds)
 
@@ -241,6 +248,7 @@ COMMANDS: Final = {
     "destroy": Command(destroy, {"domain": str}),
     "shutdown": Command(shutdown, {"domain": str}),
     "reboot": Command(reboot, {"domain": str}),
+    "console": Command(console, {"domain": str, "number": int}),
     "block-attach": Command(block_attach, {"domain": str, "disk": str, "directory": str}),
     "block-detach": Command(
         block_detach, {"domain": str, "vdev": str, "force": bool, "seconds": int}

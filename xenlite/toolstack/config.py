@@ -35,12 +35,14 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_writable_pagetables,
 )
 from xenlite.errors import ConfigError, Fault
+from xenlite.toolstack.console_config import ConsoleConfig, Output, read_console
 from xenlite.toolstack.disk_config import DiskConfig, read_disk
 from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
+from xenlite.toolstack.firmware import find_firmware
 from xenlite.toolstack.network_schema import NETWORK, NETWORK_LISTS, VIF
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from xenlite.toolstack.network_config import NetworkConfig
     from xenlite.toolstack.vif_config import VifConfig
@@ -69,7 +71,7 @@ class Key:
     of a group that may have several values, which are lines of one text then.
 
     ``default`` is what a reader of the schema sees; None stands for "derived from other keys", and
-    a required key has none.
+    a required key has none. ``instead`` names a key that may stand in place of a required one.
     """
 
     read: Callable[[Any], Any]
@@ -77,6 +79,7 @@ class Key:
     schema: dict[str, Any]
     default: object = None
     required: bool = False
+    instead: str = ""
     is_list: bool = False
     lists: frozenset[str] = frozenset()
 
@@ -181,6 +184,23 @@ _DISK: Final = {
     ]
 }
 
+_CONSOLE: Final = {
+    "anyOf": [
+        {"type": "string", "pattern": "^(terminal|pty|file:.+|socket:.+)$"},
+        {
+            "type": "object",
+            "properties": {
+                "output": {"enum": list(Output)},
+                "path": _PATH,
+                "log": _PATH,
+                "rate": {"type": ["string", "integer"]},
+                "name": {"type": "string"},
+            },
+            "additionalProperties": False,
+        },
+    ]
+}
+
 KEYS: Final = {
     "name": Key(
         _name,
@@ -194,6 +214,13 @@ KEYS: Final = {
         " an assembly file (`.s`). Relative to this file.",
         _PATH,
         required=True,
+        instead="firmware",
+    ),
+    "firmware": Key(
+        find_firmware,
+        "In place of `kernel`, what boots one from the domain's disk: `pvgrub32`, which is GRUB as"
+        " Debian's grub-xen-host has it, or a path. Relative to this file.",
+        _PATH,
     ),
     "cmdline": Key(_cmdline, "Command line for the kernel.", _TEXT, ""),
     "ramdisk": Key(
@@ -263,6 +290,13 @@ KEYS: Final = {
         is_list=True,
         lists=NETWORK_LISTS,
     ),
+    "console": Key(
+        read_console,
+        "Consoles: `terminal` (only the first, and what that is when left out), `pty`, `file:PATH`,"
+        " `socket:PATH`, or a group of these keys. Paths are relative to this file.",
+        {"anyOf": [_CONSOLE, {"type": "array", "items": _CONSOLE}]},
+        is_list=True,
+    ),
 }
 
 
@@ -314,12 +348,18 @@ def json_schema() -> dict[str, Any]:
         properties[name] = {"description": key.about, **key.schema}
         if key.default is not None:
             properties[name]["default"] = key.default
+    required = {name: key.instead for name, key in KEYS.items() if key.required}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "xenlite domain (dom.yaml)",
         "type": "object",
         "properties": properties,
-        "required": [name for name, key in KEYS.items() if key.required],
+        "required": [name for name, instead in required.items() if not instead],
+        "allOf": [
+            {"oneOf": [{"required": [name]}, {"required": [instead]}]}
+            for name, instead in required.items()
+            if instead
+        ],
         "additionalProperties": False,
     }
 
@@ -522,10 +562,20 @@ def _values(entries: dict[str, Entry], name: str, faults: list[Fault]) -> dict[s
                 values[word] = key.read(entry.value)
             except ValueError as error:
                 faults.append(Fault(entry.where, f"{word}: {error}"))
-    for word, key in KEYS.items():
-        if key.required and word not in entries:
-            faults.append(Fault(name, f"{word}: is missing"))
+    faults += _missing(entries, name)
     return values
+
+
+def _missing(entries: dict[str, Entry], name: str) -> Iterator[Fault]:
+    """Find required keys that are not there, or are there with what stands in their place."""
+    filled = {word for word, entry in entries.items() if entry.value is not None}
+    for word, key in KEYS.items():
+        if key.instead in filled and word in filled:
+            what = f"{key.instead}: stands in place of {word}; give one of them"
+            yield Fault(entries[key.instead].where, what)
+        elif key.required and word not in entries and key.instead not in filled:
+            instead = f", or {key.instead} in its place" if key.instead else ""
+            yield Fault(name, f"{word}: is missing{instead}")
 
 
 def _read_items(word: str, key: Key, entry: Entry, faults: list[Fault]) -> list[Any]:
@@ -597,16 +647,21 @@ def _joint_rules(values: dict[str, Any], entries: dict[str, Entry]) -> list[Faul
     for network in sorted({one for one in networks if networks.count(one) > 1}):
         what = f"networks: {network} is given twice"
         faults.append(Fault(entries["networks"].where, what))
+    consoles: Sequence[ConsoleConfig] = values.get("console", ())
+    if any(console.output is Output.TERMINAL for console in consoles[1:]):
+        what = "console: only the first can be on the terminal"
+        faults.append(Fault(entries["console"].where, what))
     return faults
 
 
 def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
     values = {word: given.get(word, key.default) for word, key in KEYS.items()}
     ramdisk = values["ramdisk"]
+    boots = "kernel" if "kernel" in given else "firmware"
     return DomainConfig(
         name=values["name"],
-        kernel=entries["kernel"].base / values["kernel"],
-        kernel_name=values["kernel"],
+        kernel=entries[boots].base / values[boots],
+        kernel_name=str(values[boots]),
         memory_mib=values["memory"],
         maxmem_mib=values["maxmem"] or values["memory"],
         cmdline=values["cmdline"],
@@ -623,4 +678,5 @@ def _config(given: dict[str, Any], entries: dict[str, Entry]) -> DomainConfig:
         disks=tuple(disk.below(entries["disk"].base) for disk in values["disk"] or ()),
         vifs=tuple(values["vif"] or ()),
         networks=tuple(one.below(entries["networks"].base) for one in values["networks"] or ()),
+        consoles=tuple(one.below(entries["console"].base) for one in values["console"] or ()),
     )

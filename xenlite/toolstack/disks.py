@@ -15,6 +15,7 @@ from xenlite.toolstack.store_nodes import device_paths, vbd_nodes
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from xenlite.dom0.device_status import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Link
     from xenlite.errors import PeerError
@@ -53,6 +54,10 @@ class Disks:
     def __contains__(self, number: int) -> bool:
         """Tell whether there is a disk of that number."""
         return number in self._attached
+
+    def status(self) -> list[DeviceStatus]:
+        """Return what each disk is doing."""
+        return self._attached.status()
 
     def open_and_attach(self, disk: DiskConfig) -> None:
         """Show one more disk to the domain. Raises ConfigError where its image can't be used."""

@@ -13,6 +13,7 @@ from xenlite.abi.x86_32p import EVTCHN_2L_NR_CHANNELS, XEN_PAGE_SHIFT
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from xenlite.toolstack.console_config import ConsoleConfig
     from xenlite.toolstack.disk_config import DiskConfig
     from xenlite.toolstack.network_config import NetworkConfig
     from xenlite.toolstack.vif_config import VifConfig
@@ -69,6 +70,7 @@ class DomainConfig:
     disks: tuple[DiskConfig, ...] = ()
     vifs: tuple[VifConfig, ...] = ()
     networks: tuple[NetworkConfig, ...] = ()
+    consoles: tuple[ConsoleConfig, ...] = ()
 
     @property
     def pages(self) -> int:

@@ -8,15 +8,18 @@ from any thread or signal handler: it is only noted, and the hypervisor is woken
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from xenlite.abi.x86_32p import XEN_PAGE_SHIFT, SHUTDOWN_poweroff, SHUTDOWN_reboot
 from xenlite.dom0.xenstore.store import XenStore
-from xenlite.errors import ConfigError, Fault
-from xenlite.toolstack.console_log import ConsoleTail
+from xenlite.errors import ConfigError, Fault, Refused
+from xenlite.toolstack.console_config import Output
+from xenlite.toolstack.consoles import open_channels
 from xenlite.toolstack.domain_config import Reaction
 from xenlite.toolstack.lifecycle import Guest, exit_status, reaction, reason_name
 from xenlite.toolstack.poller import Poller
@@ -26,19 +29,21 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping, Sequence
 
+    from xenlite.dom0.device_status import DeviceStatus
     from xenlite.doors import Refusal
     from xenlite.errors import PeerError
     from xenlite.hypervisor import Hypervisor
     from xenlite.machine.clock import Clock
+    from xenlite.toolstack.consoles import Channel
     from xenlite.toolstack.domain_config import DomainConfig
     from xenlite.toolstack.networks import Networks
     from xenlite.toolstack.socket_server import Session, SocketServer
     from xenlite.toolstack.symbols import Symbols
 
 EXIT_TIMEOUT: Final = 124
+EXIT_CANNOT_RESTART: Final = 1  # as where it cannot start at all
 EXIT_DESTROYED: Final = 130  # as when the user leaves, which destroys them all
 AUDIT_PERIOD_NS: Final = 500_000_000
-MAX_WAITING_INPUT: Final = 64 << 10
 RECORD_BYTES: Final = 16 << 20  # a turn of 10 ms makes some 10,000 events of 64 bytes
 CORE_TIMES_MEMORY: Final = 4  # a kernel maps its memory once, and some of it again
 KEPT_CHUNKS: Final = 16  # of events, a turn each, for a crash report
@@ -90,8 +95,8 @@ class Host:
         self._statuses: dict[str, int] = {}  # of the guests that have ended, by name
         self._preserved: set[int] = set()
         self._was_destroyed = False
+        self._channels: dict[str, list[Channel]] = {}  # of each guest, by name
         self._names: dict[int, str] = {}
-        self._tails: defaultdict[int, ConsoleTail] = defaultdict(ConsoleTail)
         self._leave_status: int | None = None
         self._deadline_ns: int | None = None
         self._audits = False
@@ -102,7 +107,7 @@ class Host:
         if watchers:
             self.control.record(RECORD_BYTES)
         self._built: Callable[[int, str], None] | None = None
-        hypervisor.console_output = self._print
+        hypervisor.console_output = self._print_without_ring
 
     def run(
         self,
@@ -129,15 +134,16 @@ class Host:
         self._guests = [Guest(config) for config in configs]
         if timeout_s is not None:
             self._deadline_ns = self._clock.monotonic_ns() + int(timeout_s * 1e9)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._show_events)
             self._make_networks(configs, captures or {})
+            for guest in self._guests:
+                self._open_consoles(guest, undo)
+            for guest in self._guests:
+                undo.callback(guest.stop)
             for guest in self._guests:
                 self._start(guest)
             return self._until_all_ended()
-        finally:
-            for guest in self._guests:
-                guest.stop()
-            self._show_events()
 
     def serve_store(self, listener: socket.socket) -> SocketServer:
         """Let tools that connect to ``listener`` use XenStore, until that is closed."""
@@ -162,7 +168,7 @@ class Host:
         if self._networks is None:
             from xenlite.toolstack.networks import Networks
 
-            # What guests read: the wall clock at their start, and the time since.
+            # What guests read, as long as nobody sets the host's clock.
             self._networks = Networks(self.link, self._poller, self._clock.wall_ns, self._voice.say)
         return self._networks
 
@@ -187,19 +193,21 @@ class Host:
 
     def feed(self, data: bytes) -> None:
         """Type on the first domain's console. From any thread."""
-
-        def type_it() -> None:
-            console = self._guests[0].console
-            if console is not None:
-                console.feed(data)
-
-        self.link.defer(type_it)
-        self._hypervisor.kick()
+        channel = self._typed_to()
+        if channel is not None:
+            self.link.defer(partial(channel.feed, data))
 
     def wants_input(self) -> bool:
         """Tell whether the first domain keeps up with what is typed. From any thread."""
-        console = self._guests[0].console if self._guests else None
-        return console is not None and console.waiting_bytes < MAX_WAITING_INPUT
+        channel = self._typed_to()
+        return channel is not None and channel.backend is not None and channel.wants_input()
+
+    def _typed_to(self) -> Channel | None:
+        """Return the first domain's first console, if that is on the terminal."""
+        if not self._guests or self._guests[0].config.name not in self._channels:
+            return None
+        channel = self._channels[self._guests[0].config.name][0]
+        return channel if channel.config.output is Output.TERMINAL else None
 
     # -- what tools ask for, in the loop ------------------------------------------------------
 
@@ -217,6 +225,7 @@ class Host:
         """Take a domain apart at once, whatever its owner wanted for its end."""
         self._statuses[guest.config.name] = EXIT_DESTROYED
         self._stop(guest)
+        self._hang_up(guest)
         self._voice.ended(guest.config.name)
         self._was_destroyed = True
 
@@ -290,7 +299,7 @@ class Host:
             self.control,
             self.link,
             self.store,
-            sink=self._print,
+            channels=self._channels[name],
             broken=broken,
             networks=self.networks,
             built=built,
@@ -302,19 +311,41 @@ class Host:
         name = self.control.info(domid).name
         self._voice.say(f"domain {name!r} broke its XenStore ring: {error}")
 
-    def _print(self, domid: int, data: bytes) -> None:
-        self._tails[domid].write(data)
+    def _open_consoles(self, guest: Guest, undo: ExitStack) -> None:
+        name = guest.config.name
+        terminal = partial(self._voice.console, name)
+        self._channels[name] = open_channels(
+            guest.config.consoles, self._poller, undo, terminal=terminal, say=self._voice.say
+        )
+
+    def channel(self, guest: Guest, number: int) -> Channel | None:
+        """Return a guest's console by its number, if there is such a one."""
+        channels = self._channels[guest.config.name]
+        return channels[number] if 0 <= number < len(channels) else None
+
+    def devices(self, domid: int) -> list[DeviceStatus]:
+        """Return what the devices of a domain are doing."""
+        guest = next(one for one in self._guests if _domid(one) == domid)
+        consoles = enumerate(self._channels[guest.config.name])
+        found = [one.backend.status(n) for n, one in consoles if one.backend is not None]
+        for kind in (guest.disks, guest.vifs):
+            if kind is not None:
+                found += kind.status()
+        return found
+
+    def _print_without_ring(self, domid: int, data: bytes) -> None:
+        """Take what a domain prints by hypercall; its first console has that too."""
         name = self._names.get(domid)
         if name is None:
             name = self._names[domid] = self.control.info(domid).name
-        self._voice.console(name, data)
+        self._channels[name][0].write(data)
 
     def _react(self, guest: Guest) -> tuple[int, bool]:
         """Do what the owner wants with an ended domain: its exit status, and whether it stays."""
         domain = guest.domain
         assert domain is not None
         assert guest.console is not None
-        guest.console.pump()
+        guest.console.drain()
         if self._watchers:
             self._show_events()
         self.store.server.domain_shut_down(domain.domid)
@@ -332,16 +363,29 @@ class Host:
         self._stop(guest)
         if wish.restarts:
             if guest.restarts.allows(self._clock.monotonic_ns()):
-                self._start(guest)
-                return 0, False
+                return self._restart(guest), False
             self._voice.say(f"domain {guest.config.name!r} restarts too often: left as it is")
+        self._hang_up(guest)
         return exit_status(reason), False
+
+    def _restart(self, guest: Guest) -> int:
+        """Start a domain again; what it needs may have gone, which costs it alone."""
+        try:
+            self._start(guest)
+        except (ConfigError, Refused) as error:
+            self._voice.say(f"domain {guest.config.name!r} cannot start again: {error}")
+            self._hang_up(guest)
+            return EXIT_CANNOT_RESTART
+        return 0
+
+    def _hang_up(self, guest: Guest) -> None:
+        for channel in self._channels[guest.config.name]:
+            channel.close()
 
     def _stop(self, guest: Guest) -> None:
         domid = _domid(guest)
         assert domid is not None
         guest.stop()
-        self._tails.pop(domid, None)
         self._names.pop(domid, None)
 
     def _explain(self, refusal: Refusal) -> None:
@@ -359,7 +403,7 @@ class Host:
             from xenlite.toolstack.crash_report import as_json, as_text, crash_report
             from xenlite.trace_format import read
 
-            tail = self._tails[domain.domid].lines(20)
+            tail = self._channels[name][0].tail.lines(20)
             events = [one for chunk in self._last_events for one in read(chunk)]
             report = crash_report(self.control, name, record, guest.symbols(), tail, events)
             self._voice.say(as_text(report))

@@ -10,27 +10,30 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from xenlite.abi.x86_32p import (
+    GNTTAB_RESERVED_CONSOLE,
     SHUTDOWN_NAMES,
     SHUTDOWN_poweroff,
     SHUTDOWN_reboot,
     SHUTDOWN_soft_reset,
 )
-from xenlite.dom0.console import Console
+from xenlite.dom0.console import Console, Outer
 from xenlite.errors import ConfigError, Fault
 from xenlite.toolstack.builder import BuiltDomain, build
+from xenlite.toolstack.consoles import attach_devices
 from xenlite.toolstack.domain_config import Reaction
 from xenlite.toolstack.image import parse_kernel
 from xenlite.toolstack.packed import MAX_IMAGE_BYTES, unpack
 from xenlite.toolstack.store_nodes import domain_nodes, domain_paths, new_uuid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from xenlite.dom0.image import RawImage
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Control, Link
     from xenlite.errors import PeerError
+    from xenlite.toolstack.consoles import Channel
     from xenlite.toolstack.disk_config import DiskConfig
     from xenlite.toolstack.disks import Disks
     from xenlite.toolstack.domain_config import DomainConfig
@@ -111,13 +114,15 @@ class Guest:
         link: Link,
         store: XenStore,
         *,
-        sink: Callable[[int, bytes], None],
         broken: Callable[[PeerError], None],
         networks: Callable[[], Networks] | None = None,
+        channels: Sequence[Channel] = (),
+        sink: Callable[[int, bytes], None] = lambda _domid, _data: None,
         built: Callable[[int], None] | None = None,
     ) -> BuiltDomain:
-        """Build the domain, tell the store, join its console to ``sink(domid, bytes)``, let it run.
+        """Build the domain, tell the store, join its consoles to ``channels``, let it run.
 
+        Where there are none, ``sink(domid, bytes)`` takes the first console's output instead.
         ``broken`` hears where the guest breaks a device; both have to live with it. ``networks()``
         are the host's, which a domain without network cards needs none of.
 
@@ -129,27 +134,27 @@ class Guest:
             images = self._open_images(undo)
             domain = build(control, self.config, self.image, self.ramdisk, undo)
             undo.callback(store.remove, domain_paths(domain.domid, self.uuid))
-            store.put(domain_nodes(self.config, domain, self.uuid))
+            tty = channels[0].tty if channels else ""
+            store.put(domain_nodes(self.config, domain, self.uuid, tty))
             undo.callback(store.release, domain.domid)
             store.introduce(domain.domid, domain.store_port)
-            console = Console(
-                link,
-                domain.domid,
-                domain.console_port,
-                sink=partial(sink, domain.domid),
-                broken=broken,
-            )
+            outer = channels[0].outer if channels else Outer(partial(sink, domain.domid))
+            ref, port = GNTTAB_RESERVED_CONSOLE, domain.console_port
+            console = Console(link, domain.domid, ref, port, outer, broken)
             undo.callback(console.close)
+            if channels:
+                channels[0].join(console, undo)
+                attach_devices(channels[1:], link, store, domain.domid, undo, broken)
             self._make_disks = partial(_make_disks, link, store, domain.domid, broken)
             self._make_vifs = partial(
                 _make_vifs, link, store, domain.domid, self.config.name, networks, broken
             )
-            self._attach(images, undo)
+            disks, vifs = self._attach(images, undo)
             if built is not None:
                 built(domain.domid)
             control.unpause(domain.domid)
             self._undo = undo.pop_all()
-        self.domain, self.console = domain, console
+        self.domain, self.console, self.disks, self.vifs = domain, console, disks, vifs
         return domain
 
     def _open_images(self, undo: ExitStack) -> list[RawImage]:
@@ -160,16 +165,17 @@ class Guest:
 
         return open_images(self.config.disks, undo)
 
-    def _attach(self, images: list[RawImage], undo: ExitStack) -> None:
-        """Attach what is configured."""
-        if images:
-            self.disks = self._make_disks(undo)
+    def _attach(self, images: list[RawImage], undo: ExitStack) -> tuple[Disks | None, Vifs | None]:
+        """Attach what is configured; None where that is nothing."""
+        disks = self._make_disks(undo) if images else None
+        if disks is not None:
             for disk, image in zip(self.config.disks, images, strict=True):
-                self.disks.attach(disk, image)
-        if self.config.vifs:
-            self.vifs = self._make_vifs(undo)
+                disks.attach(disk, image)
+        vifs = self._make_vifs(undo) if self.config.vifs else None
+        if vifs is not None:
             for vif in self.config.vifs:
-                self.vifs.attach(vif)
+                vifs.attach(vif)
+        return disks, vifs
 
     def has_disk(self, number: int) -> bool:
         """Tell whether the running domain has a disk of that number."""
@@ -200,9 +206,9 @@ class Guest:
         left = tuple(disk for disk in self.config.disks if disk.number != number)
         self.config = replace(self.config, disks=left)
 
-    def has_vif(self, devid: int) -> bool:
-        """Tell whether the running domain has a network card of that number."""
-        return self.vifs is not None and devid in self.vifs
+    def find_vif(self, name: str) -> int | None:
+        """Return the number of the running domain's card of that number or address."""
+        return None if self.vifs is None else self.vifs.find(name)
 
     def attach_vif(self, vif: VifConfig) -> VifConfig:
         """Give the running domain one more network card, and again when it restarts.

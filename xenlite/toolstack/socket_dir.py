@@ -56,24 +56,9 @@ class SocketDirectory:
 
         Raises ConfigError, also where another process listens there already.
         """
-        import socket
-
         path = self.path / name
-        if len(os.fsencode(path)) >= MAX_SOCKET_PATH:
-            raise ConfigError(Fault(str(path), "too long for a socket; give a --socket-dir"))
-        if path.exists() and is_alive(path):
-            raise ConfigError(Fault(str(path), "another xenlite listens there"))
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            if path.is_socket():
-                path.unlink()
-            listener.bind(str(path))
-            self._sockets.append(path)
-            path.chmod(0o600)
-            listener.listen()
-        except OSError as error:
-            listener.close()
-            raise ConfigError(Fault(str(path), error.strerror or str(error))) from None
+        listener = listen(path)
+        self._sockets.append(path)
         return listener
 
     def close(self) -> None:
@@ -86,6 +71,30 @@ class SocketDirectory:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def listen(path: Path) -> socket.socket:
+    """Open a socket which nobody but the owner may connect to; what a dead process left goes.
+
+    Raises ConfigError, also where another process listens there already.
+    """
+    import socket
+
+    if len(os.fsencode(path)) >= MAX_SOCKET_PATH:
+        raise ConfigError(Fault(str(path), "too long for a socket"))
+    if path.exists() and is_alive(path):
+        raise ConfigError(Fault(str(path), "somebody listens there already"))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        if path.is_socket():
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(0o600)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        raise ConfigError(Fault(str(path), error.strerror or str(error))) from None
+    return listener
 
 
 def base_directory() -> Path:

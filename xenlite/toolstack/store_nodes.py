@@ -36,6 +36,7 @@ GUESTS_OWN: Final = (
     "attr",
     "error",
 )
+_CONSOLE: Final = {"limit": str(CONSOLE_LIMIT_BYTES), "type": "xenconsoled", "output": "pty"}
 KINDS: Final = ("console", "vbd", "vif")
 # Empty, and only read by the guest; what lies below has rights of its own.
 GUEST_READS: Final = ("cpu", "memory", "device", "control")
@@ -60,8 +61,10 @@ def new_uuid() -> str:
     return "-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
-def domain_nodes(config: DomainConfig, domain: BuiltDomain, uuid: str) -> list[StoreNode]:
-    """Return the nodes of a domain, its console among them."""
+def domain_nodes(
+    config: DomainConfig, domain: BuiltDomain, uuid: str, tty: str = ""
+) -> list[StoreNode]:
+    """Return the nodes of a domain, its first console, which has that ``tty``, among them."""
     domid, top, vm = domain.domid, home(domain.domid), f"/vm/{uuid}"
     reads = _reads(domid)
     values = {
@@ -88,7 +91,7 @@ def domain_nodes(config: DomainConfig, domain: BuiltDomain, uuid: str) -> list[S
         *(StoreNode(f"{top}/{name}", permissions=reads) for name in GUEST_READS),
         *(StoreNode(f"{top}/{name}", permissions=_owns(domid)) for name in GUESTS_OWN),
         *(StoreNode(f"{top}/{name}", value, reads) for name, value in values.items()),
-        *_console(domain),
+        *_first_console(domain, tty),
     ]
 
 
@@ -143,6 +146,13 @@ def vif_nodes(
     return _device(domid, "vif", handle, front=front, back={**common, "type": "vif", **more})
 
 
+def console_nodes(domid: int, number: int, tty: str, name: str) -> list[StoreNode]:
+    """Return the nodes of a console behind the first; only we say where its output goes."""
+    told = {**_CONSOLE, "tty": tty, **({"name": name} if name else {})}
+    back = {"protocol": "vt100"}
+    return _device(domid, "console", number, front={}, back=back, told=told)
+
+
 def device_paths(domid: int, kind: str, device: int, backend_domid: int = 0) -> list[str]:
     """Return what has to go with a device."""
     ends = device_ends(domid, kind, device, backend_domid)
@@ -162,9 +172,13 @@ def _device(
     *,
     front: dict[str, str],
     back: dict[str, str],
+    told: Mapping[str, str] | None = None,
     backend_domid: int = 0,
 ) -> list[StoreNode]:
-    """Return the nodes of a device: each end owns its own and reads the other's."""
+    """Return the nodes of a device: each end owns its own and reads the other's.
+
+    What the guest is ``told`` is in its end, and only read there.
+    """
     state = {"state": str(XenbusStateInitialising)}
     front_path, back_path = device_ends(domid, kind, device, backend_domid)
     links = {"frontend": front_path, "backend": back_path}
@@ -175,11 +189,15 @@ def _device(
     return [
         *_directory(f"/libxl/{domid}/device/{kind}/{device}", DOM0_ONLY, links),
         *_directory(front_path, owns, front),
+        *(
+            StoreNode(f"{front_path}/{name}", value, _reads(domid))
+            for name, value in (told or {}).items()
+        ),
         *_directory(back_path, reads, back),
     ]
 
 
-def _console(domain: BuiltDomain) -> Iterable[StoreNode]:
+def _first_console(domain: BuiltDomain, tty: str) -> Iterable[StoreNode]:
     """Return the console's nodes: unlike with other devices, the guest may only read its end."""
     domid = domain.domid
     front, back = f"{home(domid)}/console", f"{home(0)}/backend/console/{domid}/0"
@@ -190,10 +208,8 @@ def _console(domain: BuiltDomain) -> Iterable[StoreNode]:
         {
             "backend": back,
             "backend-id": "0",
-            "limit": str(CONSOLE_LIMIT_BYTES),
-            "type": "xenconsoled",
-            "output": "pty",
-            "tty": "",
+            **_CONSOLE,
+            "tty": tty,
             "port": str(domain.console_port),
             "ring-ref": str(domain.console_mfn),
         },

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from xenlite.toolstack.store_nodes import device_paths, vif_nodes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from xenlite.dom0.device_status import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
     from xenlite.doors import Link
     from xenlite.errors import PeerError
@@ -49,11 +51,18 @@ class Vifs:
         self._broken = broken
         self._nodes = Dom0Store(link, store.server)
         self._attached = AttachedDevices()
+        self._macs: dict[str, int] = {}
         undo.callback(self._close)
 
-    def __contains__(self, devid: int) -> bool:
-        """Tell whether there is a card of that number."""
-        return devid in self._attached
+    def find(self, name: str) -> int | None:
+        """Return the number of the card of that number or address, if there is one."""
+        if re.fullmatch(r"\d{1,3}", name, re.ASCII) and int(name) in self._attached:
+            return int(name)
+        return self._macs.get(name.lower())
+
+    def status(self) -> list[DeviceStatus]:
+        """Return what each card is doing."""
+        return self._attached.status()
 
     def attach(self, config: VifConfig) -> Vif:
         """Show a card, complete, to the domain, which may run already. Raises ConfigError."""
@@ -83,6 +92,8 @@ class Vifs:
                 broken=self._broken,
             )
             undo.callback(vif.close)
+            self._macs[mac] = config.devid
+            undo.callback(self._macs.pop, mac)
             self._attached.add(config.devid, vif, undo.pop_all())
         return vif
 

@@ -25,7 +25,6 @@ from xenlite.abi.x86_32p import (
     GNTTABOP_query_size,
     GNTTABOP_set_version,
     GNTTABOP_setup_table,
-    GNTTABOP_transfer,
     GnttabQuerySize,
     GnttabSetupTable,
 )
@@ -189,7 +188,6 @@ def test_the_version_is_1_whatever_is_asked_for() -> None:
     "command",
     [
         GNTTABOP_dump_table,
-        GNTTABOP_transfer,
         GNTTABOP_get_status_frames,
         99,
         WORD - 1,

@@ -161,7 +161,7 @@ class Shell:
         config = read_disk(f"{path},raw,xvda,rw")
         said = []
         with ExitStack() as undo:
-            disks = Disks(link, machine.store, machine.domid, undo, machine._broken)
+            disks = Disks(link, machine.store, machine.domid, undo, machine.rack.broken)
             disks.attach(config, open_images([config], undo)[0])
             machine.wait_for(" sectors\n")
             for line in (

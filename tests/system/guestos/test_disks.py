@@ -242,7 +242,7 @@ class Attached:
         link = machine.hypervisor.link(0)
         self.machine = machine
         self._undo = undo
-        self.disks = Disks(link, machine.store, machine.domid, undo, machine._broken)
+        self.disks = Disks(link, machine.store, machine.domid, undo, machine.rack.broken)
 
     def attach(self, path: Path, vdev: str) -> None:
         config = read_disk(f"{path},raw,{vdev},rw")

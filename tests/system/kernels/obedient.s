@@ -5,7 +5,7 @@
 #   p  power off        r  reboot          s  suspend         d  the older call, with a digit behind
 #   c  crash (ud2)      l  loop            b  block for good  n  a hypercall that is refused, then p
 #   e  echo what is typed, as CR LF ended lines, until q
-#   f  print without end
+#   f  print without end            g  the same, as fast as the ring is emptied
 #   h  an impossible index in the console's ring, then p; t  the same in XenStore's
 #   a  print an escape sequence that commands the terminal, then p
 #
@@ -61,6 +61,8 @@ _start:
     je echo
     cmp al, 'f'
     je flood
+    cmp al, 'g'
+    je flood_fast
     cmp al, 'h'
     je break_ring
     cmp al, 't'
@@ -149,6 +151,28 @@ flood_more:
     mov al, 10
     call put
     jmp flood
+
+flood_fast:                             # lines of 63 '#', a whole ring at a time
+    call drain
+    push edi
+    lea edi, [edi + XENCONS_INTERFACE_OUT]
+    mov ecx, 2048
+    mov al, '#'
+    rep stosb
+    pop edi
+    mov ecx, 63
+flood_line:
+    mov byte ptr [edi + XENCONS_INTERFACE_OUT + ecx], 10
+    add ecx, 64
+    cmp ecx, 2048
+    jb flood_line
+flood_ring:
+    call drain
+    mov eax, [edi + XENCONS_INTERFACE_OUT_CONS]
+    add eax, 2048
+    mov [edi + XENCONS_INTERFACE_OUT_PROD], eax
+    call notify
+    jmp flood_ring
 
 break_ring:
     mov dword ptr [edi + XENCONS_INTERFACE_OUT_PROD], 0xFFFFFFFF

@@ -54,7 +54,9 @@ def test_check_refuses_what_run_would(domain: Path, capsys: pytest.CaptureFixtur
 def test_the_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     schema = json.loads(capsys.readouterr().out)
-    assert schema["required"] == ["name", "kernel"]
+    assert schema["required"] == ["name"]
+    one_of_both = [{"required": ["kernel"]}, {"required": ["firmware"]}]
+    assert schema["allOf"] == [{"oneOf": one_of_both}]
     assert schema["properties"]["on_reboot"]["default"] == "restart"
 
 

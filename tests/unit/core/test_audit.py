@@ -198,3 +198,8 @@ def test_it_sees_forgotten_work(world: World, guest: Guest) -> None:
     found(world, hex(guest.mfns[L1_PFNS[0]]), "type count")
     guest.domain.paging.deferred[:] = [guest.mfns[DATA]]
     found(world, hex(guest.mfns[DATA]), "unfinished work")
+
+
+def test_it_sees_a_wrong_count_of_free_frames(world: World) -> None:
+    world.machine.frames.free += 1
+    found(world, "count as free")

@@ -130,7 +130,8 @@ def test_a_program_reaches_a_guest_and_is_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "ports"), [(OTHER, (9, FIRST_PORT)), (GUEST, (10, FIRST_PORT)), (GUEST, (9, 50000))]
+    ("source", "ports"),
+    [(OTHER, (9, FIRST_PORT)), (GUEST, (10, FIRST_PORT)), (GUEST, (9, FIRST_PORT + 1))],
 )
 def test_only_who_was_asked_reaches_a_program(source: bytes, ports: tuple[int, int]) -> None:
     net = Net()

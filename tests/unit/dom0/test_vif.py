@@ -39,7 +39,6 @@ from xenlite.dom0.checksum import complete
 from xenlite.dom0.groups import MAX_GROUPS
 from xenlite.dom0.netback import (
     FEW,
-    HOLD_NS,
     LOOK_AGAIN_NS,
     LOOKS,
     MOST_AT_ONCE,
@@ -209,19 +208,6 @@ def test_while_packets_come_no_event_is_asked_for() -> None:
         front.domain.events.send(front.tx_port)
         made.settle()
         assert front.vif.counters.tx_packets == 101
-
-
-def test_a_turn_ends_in_time_for_the_next_look() -> None:
-    clock = ManualClock()
-    with net(clock) as made:
-        front = made.add()
-        front.connect()
-        made.settle()
-        clock.advance(10**9)
-        front.put_frame(numbered(1, source=front.mac))
-        front.send()
-        made.settle(1)
-        assert made.hypervisor.machine.timers.next_deadline_ns() == clock.monotonic_ns() + HOLD_NS
 
 
 def test_responses_to_a_few_wait_for_the_next_look_and_are_never_lost() -> None:

@@ -189,6 +189,48 @@ def test_rules_that_join_two_keys() -> None:
     ]
 
 
+def test_firmware_stands_in_place_of_a_kernel() -> None:
+    config = read(b"name: a\nfirmware: grub/g.bin\n")
+    assert (config.kernel, config.kernel_name) == (Path("dir/grub/g.bin"), "grub/g.bin")
+    assert read(b"name: a\nkernel: b\nfirmware:\n") == read(LEAST)
+    assert read(b"name: a\n", "firmware=g").kernel == Path("g")
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        ("kernel: b\nfirmware: g", "dom.yaml:3: firmware: stands in place of kernel; give one"),
+        ("", "dom.yaml: kernel: is missing, or firmware in its place"),
+        ("firmware:", "dom.yaml: kernel: is missing, or firmware in its place"),
+        ("firmware: ''", "dom.yaml:2: firmware: has no value"),
+        ("firmware: [g]", "dom.yaml:2: firmware: a list, where one value belongs"),
+        ("firmware: pvgrub64", "dom.yaml:2: firmware: 'pvgrub64' is not for 32-bit PV domains"),
+        ("firmware: uefi", "dom.yaml:2: firmware: 'uefi' is not for 32-bit PV domains"),
+    ],
+)
+def test_a_domain_boots_one_thing(lines: str, fault: str) -> None:
+    (found,) = faults(b"name: a\n" + lines.encode())
+    assert found.startswith(fault)
+
+
+def test_pvgrub32_is_looked_for_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = (tmp_path / "none", tmp_path / "debian", tmp_path / "fetched")
+    monkeypatch.setattr("xenlite.toolstack.firmware._PLACES", places)
+    text = b"name: a\nmemory: 1\nfirmware: pvgrub32\n"
+    assert faults(text) == [
+        "dom.yaml:2: memory: '1' is too small; at least 4",
+        "dom.yaml:3: firmware: grub-i386-xen.bin is not here; `apt-get install grub-xen-host`, run"
+        " `tools/fetch_kernels`, or give its path",
+    ]
+    for place in places[:0:-1]:
+        place.mkdir()
+        (place / "grub-i386-xen.bin").write_bytes(b"")
+        config = read(b"name: a\nfirmware: pvgrub32\n")
+        assert config.kernel == place / "grub-i386-xen.bin"
+
+
 @pytest.mark.parametrize("name", ["''", "a/b", "'a b'", "-a", "x" * 65, "\u00e4"])
 def test_names_are_plain(name: str) -> None:
     (fault,) = faults(f"name: {name}\nkernel: k\n".encode())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from xenlite.toolstack.network_config import (
 )
 from xenlite.toolstack.vif_config import VifConfig, complete, default_mac, read_vif, service_mac
 
+DOCS = Path(__file__).parents[3] / "docs" / "networks.md"
 LEAST = "name: a\nkernel: b\n"
 MAC = bytes.fromhex("00163e010203")
 XENBR0 = IPv4Interface("10.0.0.1/24")
@@ -292,6 +294,15 @@ def test_files_that_describe_a_network_in_two_ways_are_refused() -> None:
     assert conflicts([("a", one), ("b", same), ("c", none)]) == []
     [fault] = conflicts([("a", one), ("b", none), ("c", other)])
     assert str(fault) == "c: networks: lan1 is not the same as in a; describe it once"
+
+
+def test_the_examples_of_the_documentation_are_right() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert len(blocks) == 5
+    domains = [read(block.removeprefix("name: a\nkernel: kernel.elf\n")) for block in blocks]
+    assert sum(len(domain.vifs) for domain in domains) == 4
+    assert sum(len(domain.networks) for domain in domains) == 3
+    assert read("", "networks=name=lan0,pcap=lan0.pcap").networks[0].name == "lan0"
 
 
 @given(st.text(max_size=40))

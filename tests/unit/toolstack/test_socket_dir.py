@@ -28,7 +28,7 @@ def test_each_has_a_directory_of_its_own_and_takes_it_away(runtime: Path) -> Non
         assert running() == [second.path]
         for path in (runtime / "xenlite", first.path, second.path):
             assert stat.S_IMODE(path.stat().st_mode) == 0o700
-        with pytest.raises(ConfigError, match="another xenlite listens there"):
+        with pytest.raises(ConfigError, match="somebody listens there already"):
             second.listen("xenstore.sock")
         listener.close()
     assert list((runtime / "xenlite").iterdir()) == []

@@ -18,6 +18,7 @@ from xenlite.toolstack.builder import BuiltDomain
 from xenlite.toolstack.domain_config import DomainConfig
 from xenlite.toolstack.layout import Layout
 from xenlite.toolstack.store_nodes import (
+    console_nodes,
     device_paths,
     domain_nodes,
     domain_paths,
@@ -165,6 +166,7 @@ def test_a_guest_sees_nothing_of_another(tool: Client) -> None:
     [
         ("vbd", 51712, vbd_nodes(DOMID, 51712, "xvda", "/disk.img", mode="w")),
         ("vif", 0, vif_nodes(DOMID, 0, "00:16:3e:00:00:01", mtu=1500, more=WISHES)),
+        ("console", 1, console_nodes(DOMID, 1, "/dev/pts/9", "agent")),
     ],
 )
 def test_a_device_has_the_nodes_of_its_table(
@@ -176,7 +178,7 @@ def test_a_device_has_the_nodes_of_its_table(
     tool = Client(store.server, 0)
     for path, (value, rights) in rows.items():
         assert perms(tool, path) == RIGHTS[rights], path
-        if re.fullmatch(r"\d|disk|phy|vif", value):
+        if re.fullmatch(r"\d+|disk|phy|vif|xenconsoled|pty|vt100", value):
             assert tool.read(path).decode() == value, path
     for end, other in (("frontend", "backend"), ("backend", "frontend")):
         there = tool.read(f"/libxl/{DOMID}/device/{kind}/{device}/{end}").decode()
