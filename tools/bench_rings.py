@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from time import perf_counter_ns, process_time_ns
 
 from tools import bench_blocks
 
@@ -28,8 +29,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--scale", type=float, default=1, help="of the number of requests")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--plot", type=Path, help="draw it too (needs matplotlib)")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="of all threads, not the wall's: a busy host"
+    )
     options = parser.parse_args(arguments)
-    results = bench_blocks.run(options.words, options.rounds, options.scale)
+    clock_ns = process_time_ns if options.processor_time else perf_counter_ns
+    results = bench_blocks.run(options.words, options.rounds, options.scale, clock_ns)
     if options.plot is not None:
         from tools.bench_rings_plot import draw  # matplotlib is an extra
 

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -180,24 +181,42 @@ class BlockRing:
     def _good(self, slots: list[bytes]) -> list[Request]:
         """Decode requests, and answer those that can't be done."""
         disk, wire = self._disk, self._wire
+        found = [decode(slot, disk, wire) for slot in slots]
+        indirect = [request for request in found if isinstance(request, Indirect)]
+        segments = iter(self._segments(indirect) if indirect else ())
         good = []
-        for slot in slots:
-            request = decode(slot, disk, wire)
+        for request in found:
             if isinstance(request, Indirect):
-                request = self._resolve(request)
+                request = self._resolve(request, next(segments))
             if isinstance(request, Bad):
                 self._answer(request.id, request.operation, request.status)
             else:
                 good.append(request)
         return good
 
-    def _resolve(self, request: Indirect) -> Request | Bad:
-        """Copy the pages that hold an indirect request's segments, and decode them."""
+    def _segments(self, asked: list[Indirect]) -> list[bytes | None]:
+        """Copy the pages that hold the segments of indirect requests; None where one is refused."""
+        refs = [ref for request in asked for ref in request.refs]
+        ends = list(accumulate(len(request.refs) for request in asked))
+
+        def copy(pages: list[memoryview]) -> list[bytes | None]:
+            return [
+                b"".join(pages[end - len(request.refs) : end])
+                for request, end in zip(asked, ends, strict=True)
+            ]
+
         try:
-            raw = self._passing.use(request.refs, b"".join, writable=False)
-        except Refused as refused:
-            return Bad(request.id, BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, str(refused))
-        return resolve(request, raw[: request.size], self._disk)
+            return self._passing.use(refs, copy, writable=False)
+        except Refused:
+            if len(asked) == 1:
+                return [None]
+            return [raw for request in asked for raw in self._segments([request])]
+
+    def _resolve(self, request: Indirect, segments: bytes | None) -> Request | Bad:
+        if segments is None:
+            why = "its segments are not granted"
+            return Bad(request.id, BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, why)
+        return resolve(request, segments[: request.size], self._disk)
 
     def _read_at_once(self, transfers: list[Transfer]) -> int:
         """Do the reads that come first and need no waiting; return how many.
