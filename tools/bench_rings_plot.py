@@ -81,7 +81,6 @@ def _draw_panel(
     rows = list(dict.fromkeys(_row(one.case) for one in results))
     panel.set_yticks(range(len(rows)), rows)
     panel.set_ylim(len(rows) - 0.4, -0.6)
-    panel.set_xscale("log")
     panel.grid(axis="x", color="#dddddd", linewidth=0.8)
     panel.set_axisbelow(True)
     for side in ("top", "right", "left"):

@@ -81,7 +81,6 @@ class BlockRing:
     ) -> None:
         """Join what is offered. Raises Refused where it isn't, PeerError where it can't be."""
         self._link = link
-        self._frontend = offer.domid
         self._disk = disk
         self._image = image
         self._worker = worker
@@ -98,7 +97,6 @@ class BlockRing:
         self.requests = 0
         self.notifications = 0
         self.events = 0
-        self._cached_bytes = 0  # read at once since the others' last turn
         self._drained: Callable[[], None] | None = None
         with ExitStack() as undo:
             pages = []
@@ -162,7 +160,6 @@ class BlockRing:
         """Take what is there, and rest only after the final check."""
         if not self.is_open:
             return
-        self._cached_bytes = 0
         try:
             slots = self._ring.take(MOST_AT_ONCE)
             self.requests += len(slots)
@@ -227,9 +224,10 @@ class BlockRing:
             return 0
         reads: list[Transfer] = []
         refs: list[int] = []
+        left = MOST_CACHED_BYTES
         for transfer in transfers:
-            self._cached_bytes += transfer.end - transfer.start
-            if transfer.operation is not _READ or self._cached_bytes > MOST_CACHED_BYTES:
+            left -= transfer.end - transfer.start
+            if transfer.operation is not _READ or left < 0:
                 break
             reads.append(transfer)
             refs += transfer.refs
@@ -268,9 +266,8 @@ class BlockRing:
         due_ns = self._link.now_ns() + self._latency_ns
         return [Job(do, partial(self._finish, transfer, give_back), due_ns)]
 
-    def _finish(self, transfer: Transfer, give_back: Callable[[], None], job: Job) -> None:
+    def _finish(self, transfer: Transfer, give_back: Callable[[], None]) -> None:
         """Answer what is done."""
-        job.do = _nothing  # it holds views of the guest's pages
         give_back()
         self.in_work -= len(transfer.requests)
         if self.is_open:
@@ -295,7 +292,3 @@ class BlockRing:
         if self._ring.publish():
             self.notifications += 1
             self._link.notify(self.port)
-
-
-def _nothing() -> None:
-    """Do nothing: there is nothing to give back."""
