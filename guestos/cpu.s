@@ -40,7 +40,9 @@
 .equ CPU_BATCH_FLUSH, 40            #         and which translations to forget after them
 .equ CPU_RESCHEDULE, 44             # byte: the turn of the current process is over
 .equ CPU_SLEEPS, 45                 # byte: it waits for an event, and an IPI would wake it
-.equ CPU_PORTS, 48                  # a bit for each event port that is this processor's
+.equ CPU_LOADED, 48                 # schedule.s: the process whose address space and stack are
+                                    # loaded, or 0 for the kernel's
+.equ CPU_PORTS, 52                  # a bit for each event port that is this processor's
 .equ SIZEOF_CPU, CPU_PORTS + EVTCHN_2L_NR_CHANNELS / 8
 
 # Which processor is this? \reg becomes the address of its structure.

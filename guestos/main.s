@@ -42,6 +42,7 @@
 #   netfront.s  the driver of an interface: two rings
 #   vif.s       how an interface meets its backend
 #   blkfront.s  disks: sectors between memory and a backend
+#   vbd.s       how such a disk comes and goes
 #   syscall.s   system calls
 #   files.s     descriptors
 #   tty.s       the console as a file
@@ -114,6 +115,7 @@
 .include "netfront.s"
 .include "vif.s"
 .include "blkfront.s"
+.include "vbd.s"
 .include "syscall.s"
 .include "files.s"
 .include "tty.s"

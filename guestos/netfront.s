@@ -25,7 +25,9 @@
 #
 # The backend may be hostile. What it writes is read once, and what cannot be (a response that
 # nobody asked for, an id of no buffer in the ring, more bytes than a page has) ends the use of its
-# rings: netfront_break. Everything here but netfront_event holds network_lock.
+# rings: netfront_break. That may happen deep in the handling of a packet, when an answer needs a
+# buffer: so the rings' pages are looked at before each use. network_lock is held by all routines
+# that do not say otherwise.
 
 .equ NETFRONT_SLOTS, NETIF_RX_RING_SIZE
 .equ NETFRONT_CHUNK, 32             # frames taken while the lock is held
@@ -71,6 +73,8 @@ netfront_send:
 netfront_push:
     push ebx
     xor ebx, ebx
+    cmp [ebp + NIC_TX + FRONT_PAGE], ebx
+    je .Lpush_done                  # it is not connected any more
     mov eax, [ebp + NIC_TX + FRONT_PUT]
     cmp eax, [ebp + NIC_TX + FRONT_PUBLISHED]
     je .Lpush_tx_done
@@ -192,7 +196,7 @@ netfront_receive:
     mov eax, offset network_lock
     call lock_take
     cmp dword ptr [edi + FRONT_PAGE], 0
-    je .Lnetfront_rx_done               # it is not connected any more
+    je .Lnetfront_rx_done           # it is not connected any more
     mov eax, edi
     call ring_waiting
     jc .Lnetfront_rx_broken
@@ -274,6 +278,8 @@ netfront_take:
     mov esi, [ebx + PBUF_DATA]
     add esi, edx
     call ethernet_input
+    cmp dword ptr [ebp + NIC_RX + FRONT_PAGE], 0
+    je .Ltake_broken                # its rings have broken meanwhile
     test eax, eax
     jz .Ltake_post
     mov ebx, [ebp + NIC_RX_FREE]    # socket_queue keeps none without one in its place
@@ -336,12 +342,16 @@ netfront_catch_up:
     ret
 
 # The backend has done what cannot be: use nothing of it any more. The process of xenbus.s does the
-# rest. In: ebp.
+# rest. In: ebp. Once is enough.
 netfront_break:
+    cmp dword ptr [ebp + NIC_RX + FRONT_PAGE], 0
+    je .Lbreak_done
     call netfront_leave
     mov eax, [ebp + NIC_DEVICE]
     mov edx, offset netfront_broken
     jmp xenbus_break
+.Lbreak_done:
+    ret
 
 # Use the rings no more, and wake who waits for room. In: ebp.
 netfront_leave:

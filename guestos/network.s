@@ -47,14 +47,14 @@
 
 .equ PBUF_NEXT, 0
 .equ PBUF_NIC, 4
-.equ PBUF_DATA, 8                 # address of its memory
-.equ PBUF_GRANT, 12               # reference of the page
-.equ PBUF_NUMBER, 16              # of a buffer to send: its id in the ring
-.equ PBUF_IN_RING, 20             # 1: the backend may use it
-.equ PBUF_CHECKED, 24             # 1: whoever sent it vouches for its checksums
-.equ PBUF_PAYLOAD, 28             # what a socket gets: address,
-.equ PBUF_BYTES, 32               # length,
-.equ PBUF_SOURCE, 36              # and who sent it
+.equ PBUF_DATA, 8                   # address of its memory
+.equ PBUF_GRANT, 12                 # reference of the page
+.equ PBUF_NUMBER, 16                # of a buffer to send: its id in the ring
+.equ PBUF_IN_RING, 20               # 1: the backend may use it
+.equ PBUF_CHECKED, 24               # 1: whoever sent it vouches for its checksums
+.equ PBUF_PAYLOAD, 28               # what a socket gets: address,
+.equ PBUF_BYTES, 32                 # length,
+.equ PBUF_SOURCE, 36                # and who sent it
 .equ PBUF_PORT, 40
 .equ SIZEOF_PBUF, 44
 

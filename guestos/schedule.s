@@ -111,18 +111,41 @@ schedule_switch:
     pop ebx
     ret
 
-# Load the address space and the kernel stack of a process. In: esi.
+# Load the address space and the kernel stack of a process, if they are not loaded. In: esi, ebx =
+# the processor.
+#
+# Processes of the kernel, idle ones among them, need no space of their own: whatever is loaded has
+# the kernel's half. So they leave it, and who sleeps until an answer comes, with nobody else to
+# run, finds all as it was: four hypercalls less. But a space must not be loaded when it is taken
+# apart. It is not where its process has ended here; and it cannot be elsewhere, for with several
+# processors the kernel's own is loaded instead.
 schedule_load:
-    mov edx, [esi + PROCESS_STACK_BASE]
-    add edx, KSTACK_TOP
+    mov ecx, [ebx + CPU_LOADED]
     mov eax, [esi + PROCESS_SPACE]
     test eax, eax
-    jz .Lload_kernel                # the idle ones, and the first one at its start
+    jz .Lload_kernel
+    cmp ecx, esi
+    je .Lload_done
+    mov [ebx + CPU_LOADED], esi
+    mov edx, [esi + PROCESS_STACK_BASE]
+    add edx, KSTACK_TOP
     mov eax, [eax + SPACE_L3]
     jmp port_load_space
 .Lload_kernel:
+    test ecx, ecx
+    jz .Lload_done
+    cmp dword ptr [ecx + PROCESS_STATE], PROCESS_ZOMBIE
+    je .Lload_kernel_now
+    cmp dword ptr [cpus_online], 1
+    je .Lload_done
+.Lload_kernel_now:
+    mov dword ptr [ebx + CPU_LOADED], 0
+    mov edx, [esi + PROCESS_STACK_BASE]
+    add edx, KSTACK_TOP
     mov eax, [kernel_tables]
     jmp port_load_space
+.Lload_done:
+    ret
 
 # What an idle process does. Never returns.
 schedule_idle:

@@ -396,6 +396,8 @@ space_adopt:
     call process_current
     mov esi, [eax + PROCESS_SPACE]
     mov [eax + PROCESS_SPACE], ebx
+    CPU ecx
+    mov [ecx + CPU_LOADED], eax
     mov edx, [eax + PROCESS_STACK_BASE]
     add edx, KSTACK_TOP
     mov eax, [ebx + SPACE_L3]

@@ -47,6 +47,7 @@ udp_input:
     add esi, UDP_HEADER
     sub ecx, UDP_HEADER
     jmp socket_queue
+
 # Is a datagram what was sent? In: ebx = buffer, edi = header of IP, esi, ecx = bytes. Out: ZF set
 # if so.
 udp_is_whole:

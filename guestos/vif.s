@@ -13,7 +13,8 @@
 # those to receive lie in the ring, the others are there for packets that wait at sockets.
 #
 # Buffers are kept in pages of their own, VIF_CHUNK in each: the pages that the backend can write
-# hold nothing but frames. Parting gives everything back but what the backend still holds.
+# hold nothing but frames. They are given back when the next backend is met, or the device is gone;
+# what the one before still holds then is lost.
 #
 # Addresses outlive a backend: they belong to the interface, as long as the device exists.
 
@@ -50,6 +51,7 @@ vif_connect:
     mov dword ptr [ebp + NETWORK_STATE], NETWORK_DOWN
     mov dword ptr [ebp + NIC_ONE], 1
 .Lvif_connect_known:
+    call vif_release                # of an earlier connection
     mov eax, ebx
     mov edx, offset vif_rx_copy
     call xenbus_backend_number
@@ -70,7 +72,8 @@ vif_connect:
     jns .Lvif_connect_out
 .Lvif_connect_failed:
     push eax
-    call vif_give_up
+    call vif_leave
+    call vif_release
     pop eax
 .Lvif_connect_out:
     pop ebp
@@ -103,29 +106,29 @@ vif_idle:
     ret
 
 vif_stop:
-    push ebx
     push ebp
-    mov ebx, eax
     mov ebp, [eax + DEVICE_DATA]
     test ebp, ebp
-    jz .Lvif_stop_out
-    call vif_give_up
+    jz .Lvif_stop_out               # it was never connected
+    call vif_leave
 .Lvif_stop_out:
     pop ebp
-    pop ebx
     ret
 
 vif_remove:
-    mov edx, [eax + DEVICE_DATA]
-    test edx, edx
-    jz .Lvif_remove_out
     push edi
-    mov edi, edx
+    push ebp
+    mov ebp, [eax + DEVICE_DATA]
+    test ebp, ebp
+    jz .Lvif_remove_out
+    call vif_release
+    mov edi, ebp
     xor eax, eax
     mov ecx, SIZEOF_NIC / 4
     rep stosd                       # NETWORK_ABSENT, and no address
-    pop edi
 .Lvif_remove_out:
+    pop ebp
+    pop edi
     ret
 
 # -- making ----------------------------------------------------------------------------------
@@ -199,7 +202,7 @@ vif_hex_digit:
     ret
 
 # Make rings and buffers. In: ebx = device, ebp = interface. Out: eax = 0 or -errno; what was made
-# is for vif_give_up.
+# is for vif_release.
 vif_make:
     push esi
     call page_alloc
@@ -458,14 +461,12 @@ vif_tell:
 
 # -- parting ---------------------------------------------------------------------------------
 
-# Give everything back that the interface has, and forget what came by it. In: ebp = interface.
-vif_give_up:
+# Use the backend no more, and forget what came by it. In: ebp = interface.
+vif_leave:
     push ebx
-    push esi
-    push edi
     mov eax, offset network_lock
     call lock_events
-    push eax
+    mov ebx, eax
     call netfront_leave
     call socket_forget
     call arp_forget
@@ -473,15 +474,22 @@ vif_give_up:
     mov [ebp + NIC_TX_FREE], eax
     mov [ebp + NIC_RX_FREE], eax
     mov [ebp + NIC_RX_SPARE], eax
-    pop edx
     mov eax, offset network_lock
+    mov edx, ebx
+    pop ebx
     call unlock_events
     xor eax, eax
     xchg eax, [ebp + NIC_EVENT]
     test eax, eax
-    jz .Lgive_up_rings
-    call event_disconnect
-.Lgive_up_rings:
+    jnz event_disconnect
+    ret
+
+# Give the pages back that the backend had; not earlier, for it lets go of them when it sees our
+# state. In: ebp = interface, which is not connected.
+vif_release:
+    push ebx
+    push esi
+    push edi
     xor eax, eax
     xchg eax, [ebp + NIC_TX_GRANT]
     call vif_end
@@ -491,30 +499,30 @@ vif_give_up:
     xor eax, eax
     xchg eax, [ebp + NIC_TX_SLOTS]
     test eax, eax
-    jz .Lgive_up_buffers
+    jz .Lvif_release_buffers
     call page_free
-.Lgive_up_buffers:
+.Lvif_release_buffers:
     xor ebx, ebx
     xchg ebx, [ebp + NIC_CHUNKS]
-.Lgive_up_chunk:
+.Lvif_release_chunk:
     test ebx, ebx
-    jz .Lgive_up_done
+    jz .Lvif_release_done
     mov esi, [ebx + VIF_CHUNK_COUNT]
     lea edi, [ebx + VIF_CHUNK_BUFFERS]
-.Lgive_up_buffer:
+.Lvif_release_buffer:
     test dword ptr [edi + PBUF_NUMBER], 1
-    jnz .Lgive_up_half              # the second one of a page
+    jnz .Lvif_release_half          # the second one of a page
     mov eax, [edi + PBUF_GRANT]
     call vif_end
-.Lgive_up_half:
+.Lvif_release_half:
     add edi, SIZEOF_PBUF
     dec esi
-    jnz .Lgive_up_buffer
+    jnz .Lvif_release_buffer
     mov eax, ebx
     mov ebx, [ebx + VIF_CHUNK_NEXT]
     call page_free
-    jmp .Lgive_up_chunk
-.Lgive_up_done:
+    jmp .Lvif_release_chunk
+.Lvif_release_done:
     pop edi
     pop esi
     pop ebx

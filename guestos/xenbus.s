@@ -31,11 +31,18 @@
 #   connect   Out: eax = 0, or -errno: then nothing is left of it
 #   live      Out: as above
 #   idle      Out: eax = 1 where no request is in work; if 0, it calls xenbus_poke when none is
-#   stop      give up the ring, the port and, as far as the backend lets, grants. In: edx = 1 where
-#             what is in work is to fail, 0 where it waits for the next connect. May come twice.
+#   stop      leave the ring, and give back the port. In: edx = 1 where what is in work is to fail,
+#             0 where it waits for the next connect. May come twice. The backend may use what it
+#             was granted until the next connect, or remove.
 #   remove    the device is gone, after stop
 
-.equ DEVICES_MAX, 24
+# Watches: these, and from WATCH_DEVICE on one for each device's backend.
+.equ WATCH_DEVICES, 0
+.equ WATCH_SHUTDOWN, 1
+.equ WATCH_DEVICE, 2
+
+.equ XENBUS_PAUSE_NS, 100 * NS_PER_MS
+.equ DEVICES_MAX, STORE_WATCHES - WATCH_DEVICE
 .equ DEVICE_PATH_SIZE, 32           # "device/vbd/4294967295"
 .equ DEVICE_BACKEND_SIZE, 96
 
@@ -60,10 +67,6 @@
 .equ DRIVER_STOP, 20
 .equ DRIVER_REMOVE, 24
 
-# Watches: these, and from WATCH_DEVICE on one for each device's backend.
-.equ WATCH_DEVICES, 0
-.equ WATCH_SHUTDOWN, 1
-.equ WATCH_DEVICE, 2
 
 .section .text
 
@@ -76,6 +79,7 @@ xenbus_open:
 xenbus_run:
     call port_unmask_events
     call kernel_enter
+    call xenbus_pause
     call store_open
     mov eax, offset xenbus_devices_path
     xor edx, edx
@@ -115,10 +119,28 @@ xenbus_run:
     call xenbus_look
     jmp .Lxenbus_device
 
+# Let the shell begin first, as long as nobody wants a device.
+xenbus_pause:
+    push esi
+    call process_current
+    mov esi, eax
+    call time_now
+    add eax, XENBUS_PAUSE_NS
+    adc edx, 0
+    mov [esi + PROCESS_DEADLINE], eax
+    mov [esi + PROCESS_DEADLINE + 4], edx
+    mov eax, offset xenbus_pause
+    xor edx, edx
+    call process_sleep
+    pop esi
+    ret
+
 # Wait, in any process, until the devices of the boot are known. kernel_lock is held.
 xenbus_wait_for_search:
     cmp dword ptr [xenbus_has_searched], 0
     jne .Lwait_for_search_done
+    mov eax, offset xenbus_pause
+    call process_wake
     mov eax, offset xenbus_has_searched
     xor edx, edx
     call process_sleep

@@ -126,7 +126,16 @@ class Station:
         port = guest.word("port")
         self.rings = NetRings(
             self._link,
-            Offer(guest.domid, TX_RING_REF, RX_RING_REF, port, port, False, True, False),
+            Offer(
+                guest.domid,
+                TX_RING_REF,
+                RX_RING_REF,
+                port,
+                port,
+                takes_chains=False,
+                tells_of_room=True,
+                filters_groups=False,
+            ),
             self.counters,
             frame_limit=frame_limit(DEFAULT_MTU),
             rate=None,

@@ -140,7 +140,6 @@ def _draw_panel(panel: Any, title: str, bars: Sequence[Bar], colours: Sequence[s
     rows = list(dict.fromkeys(bar.row for bar in bars))
     panel.set_yticks(range(len(rows)), rows)
     panel.set_ylim(len(rows) - 0.4, -0.6)
-    panel.set_xscale("log")
     panel.grid(axis="x", color="#dddddd", linewidth=0.8)
     panel.set_axisbelow(True)
     for side in ("top", "right", "left"):

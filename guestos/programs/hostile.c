@@ -124,6 +124,16 @@ static unsigned random_argument(void)
     return random_below(3) ? random_number() : bad_addresses[random_below(BAD_ADDRESSES)];
 }
 
+/* Arguments of a call of sockets: descriptors, addresses of ours, anything. */
+static unsigned *random_words(void)
+{
+    static unsigned words[6];
+    for (unsigned i = 0; i < 6; i++)
+        words[i] = random_below(2) ? random_argument()
+                 : random_below(2) ? (unsigned)page + random_below(PAGE_SIZE) : random_below(20);
+    return words;
+}
+
 /* Any number, any arguments; but nothing that a program may well do to the others. */
 static void try_calls(void)
 {
@@ -136,6 +146,11 @@ static void try_calls(void)
         unsigned first = random_argument(), second = random_argument();
         if (first < 3)
             first += 3;         /* not the console, which the others need */
+        if (random_below(8) == 0) {
+            number = SYS_socketcall;
+            first = random_below(24);
+            second = (unsigned)random_words();
+        }
         system_call(number, first, second, random_below(2) ? random_number() : random_below(64));
     }
 }

@@ -156,17 +156,17 @@ def _rest(views: Sequence[memoryview], done: int) -> list[memoryview]:
 class Job:
     """Work on an image. ``do`` runs on the worker, ``finish`` afterwards on the main thread.
 
-    ``error`` is an errno, or None. ``due_ns`` is the earliest moment, on the machine's clock, at
-    which the outcome may be seen; jobs that are given later are due no earlier.
+    ``do`` keeps what went wrong for ``finish``: an exception of it is a bug of ours. ``due_ns`` is
+    the earliest moment, on the machine's clock, at which the outcome may be seen; jobs that are
+    given later are due no earlier.
     """
 
-    __slots__ = ("do", "due_ns", "error", "finish")
+    __slots__ = ("do", "due_ns", "finish")
 
-    def __init__(self, do: Callable[[], None], finish: Callable[[Job], None], due_ns: int) -> None:
+    def __init__(self, do: Callable[[], None], finish: Callable[[], None], due_ns: int) -> None:
         self.do = do
         self.finish = finish
         self.due_ns = due_ns
-        self.error: int | None = None
 
 
 class ImageWorker:
@@ -225,8 +225,7 @@ class ImageWorker:
     def _do(self, job: Job) -> None:
         try:
             job.do()
-        except OSError as error:
-            job.error = error.errno or errno.EIO
+            job.do = _nothing  # it held views of the guest's pages
         except BaseException as bug:  # noqa: BLE001 - it is ours, and raised on the main thread
             self._bug = bug
 
@@ -246,7 +245,7 @@ class ImageWorker:
                 self._link.call_at(job.due_ns, self._collect)
                 break
             self._done.popleft()
-            job.finish(job)
+            job.finish()
         self.when_collected()
 
 

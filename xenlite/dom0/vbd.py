@@ -85,6 +85,7 @@ class Vbd:
             nodes=features(self.disk, is_cdrom=is_cdrom),
             connect=self._connect,
             broken=broken,
+            rejoins=False,
         )
 
     @property

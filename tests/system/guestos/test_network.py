@@ -7,6 +7,7 @@ import random
 import re
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -402,6 +403,31 @@ def test_a_card_that_goes_gives_its_memory_back() -> None:
         machine.command("ifconfig eth0 10.0.0.2/24")
         assert machine.command("ping 10.0.0.1").startswith("4 sent, 4 answered")
     assert len(free) == 1
+    machine.close()
+    rack.close()
+
+
+def test_cards_on_two_networks_lead_to_both() -> None:
+    rack = Rack(memory_bytes=RACK_BYTES)
+    machine = Machine("name=m", f"vif=bridge={BRIDGE}", "memory=16", rack=rack)
+    machine.wait_for(PROMPT)
+    wait_for_state(machine, "up")
+    assert machine.guest.vifs is not None
+    machine.guest.vifs.attach(replace(completed(8), devid=1, bridge="xenbr1"))
+    wait_for_state(machine, "up", "eth1")
+    for interface, host in (("eth0", "10.0.0.1"), ("eth1", "10.0.1.1")):
+        assert f" from {host}, for " in machine.command(f"dhcp {interface}")
+    for interface, host in (("eth0", "10.0.0.1"), ("eth1", "10.0.1.1")):
+        before = counts(machine, interface)["sent"]
+        assert machine.command(f"ping {host}").startswith("4 sent, 4 answered")
+        assert counts(machine, interface)["sent"] >= before + 4
+    machine.command("ifconfig eth1 10.0.1.9/24 10.0.1.1")
+    before = counts(machine, "eth1")["sent"]
+    machine.command("ping -c 1 192.0.2.1")  # by the gateway, which answers for itself alone
+    assert counts(machine, "eth1")["sent"] > before
+    machine.guest.vifs.detach(0)
+    wait_for_state(machine, "no such interface")
+    assert machine.command("ping 10.0.1.1").startswith("4 sent, 4 answered")
     machine.close()
     rack.close()
 

@@ -10,7 +10,17 @@ from pathlib import Path
 import pytest
 
 from tests.support.guestos import PROMPT, Machine, Rack
-from tests.support.guestos_network import RACK_BYTES, mac_of, wait_for_state
+from tests.support.guestos_network import (
+    ETH_IP,
+    PROTOCOL_ICMP,
+    RACK_BYTES,
+    address_of,
+    echo,
+    ethernet,
+    ip,
+    mac_of,
+    wait_for_state,
+)
 from xenlite.abi.x86_32p import (
     NETIF_RSP_OKAY,
     NETIF_RX_RING_SIZE,
@@ -145,6 +155,7 @@ def test_a_backend_that_is_killed_and_started_again_is_met_anew(
 
 
 def test_a_backend_that_asks_to_close_is_let_go(shell: Machine) -> None:
+    before = shell.memory()["free"]
     with ExitStack() as undo:
         card = Served(shell, undo)
         card.wait_for_states("4", "4")
@@ -153,6 +164,15 @@ def test_a_backend_that_asks_to_close_is_let_go(shell: Machine) -> None:
         card.wait_for_states("6", "6")
         wait_for_state(shell, "down")
         assert shell.command("ping 10.0.0.1") == "ping: no way to that address\n"
+        card.tell(state="2")
+        card.wait_for_states("4", "4")
+        wait_for_state(shell, "up")
+        assert shell.command("ping 10.0.0.1").startswith("4 sent, 4 answered")
+        card.tell(state="5")
+        card.wait_for_states("6", "6")
+        card.remove()
+        wait_for_state(shell, "no such interface")
+        assert shell.memory()["free"] == before
 
 
 # -- hostile ones ---------------------------------------------------------------------------------
@@ -193,9 +213,11 @@ class Hostile(Card):
         slot = SIZEOF_SRING + at % NETIF_RX_RING_SIZE * SIZEOF_NETIF_TX_REQUEST
         self.tx.write(slot, NetifTxResponse.LAYOUT.pack(number, status))
 
-    def give(self, number: int, *, offset: int = 0, flags: int = 0, size: int = 60) -> None:
-        """Say that there is a frame in the first place."""
-        slot = SIZEOF_SRING
+    def give(
+        self, number: int, *, at: int = 0, offset: int = 0, flags: int = 0, size: int = 60
+    ) -> None:
+        """Say that there is a frame in a place."""
+        slot = SIZEOF_SRING + at % NETIF_RX_RING_SIZE * SIZEOF_NETIF_RX_REQUEST
         self.rx.write(slot, NetifRxResponse.LAYOUT.pack(number, offset, flags, size))
 
     def publish(self, ring: GrantMapping, rsp_prod: int) -> None:
@@ -310,6 +332,27 @@ def test_what_a_hostile_backend_answers_costs_its_own_card(
 def is_full(backend: Hostile) -> bool:
     """Tell whether a program waits for room to send: then it has asked to be told."""
     return backend.tx.read_u32(SRING_RSP_EVENT) > 1
+
+
+def test_an_answer_may_find_out_that_the_backend_is_hostile(shell: Machine) -> None:
+    """More pings than there are buffers to answer, and a response to what was not sent."""
+    with ExitStack() as undo:
+        backend = Hostile(shell, undo)
+        address, mac = address_of(9), mac_of(9)
+        question = ip(address, address_of(5), PROTOCOL_ICMP, echo(b"are you there?"))
+        frame = ethernet(mac_of(5), mac, ETH_IP, question)
+        places = backend.rx.read_u32(SRING_REQ_PROD)
+        for index in range(places):
+            backend.map(backend.place(index).gref).write(0, frame)
+            backend.give(index, at=index, size=len(frame))
+        backend.answer(0, 0xFFFF)
+        backend.tx.write_u32(SRING_RSP_PROD, 1)
+        backend.publish(backend.rx, places)
+        shell.wait_for("device/vif/0: the backend breaks the rules of a ring: given up\n")
+        assert shell.command("echo it lives") == "it lives\n"
+        assert "given up" not in shell.command("sleep 0.1")
+        backend.remove()
+        wait_for_state(shell, "no such interface")
 
 
 def test_a_backend_that_sends_nothing_makes_wait_who_sends_and_nobody_else(shell: Machine) -> None:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import pack
 
 import pytest
@@ -161,6 +161,63 @@ def test_a_list_of_copies_does_what_mappings_of_each_would(
     for mapping in held:
         made.dom0.maptrack.unmap(mapping)
     assert made.audit() == []
+
+
+def outcome(ask: Callable[[], list[int]]) -> list[int] | tuple[int, str, object]:
+    """Return the frames, or why they were refused."""
+    try:
+        return ask()
+    except Refused as refused:
+        return refused.errno, refused.rule, refused.argument
+
+
+@given(OFFERS, st.sets(st.integers(0, OFFERED - 1)), st.lists(REFS, max_size=6), st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_what_needs_no_pin_is_checked_like_what_does(
+    made: World,
+    offers: list[tuple[int, int, int]],
+    used: set[int],
+    refs: list[int],
+    writes: object,
+) -> None:
+    guest = made.guests[1]
+    guest.remap(FREE_PFN + 2, READ_ONLY)
+    frames = list(frames_of(made).values())
+    grants, memory, writable = guest.domain.grants, made.machine.memory, bool(writes)
+    held = []
+    for ref, (flags, to, frame) in enumerate(offers):
+        memory.write((grants.mfns[0] << 12) + 8 * ref, pack("<HHI", flags, to, frames[frame]))
+        if ref in used:
+            try:
+                held.append(made.dom0.maptrack.map(grants, ref, writable=False))
+            except Refused:
+                continue
+        # What stands in an entry that is used does not count.
+        memory.write((grants.mfns[0] << 12) + 8 * ref + 4, pack("<I", frames[ref]))
+
+    def pin_and_unpin() -> list[int]:
+        mfns = grants.pin(refs, 0, writable=writable)
+        grants.unpin(refs, mfns, writable=writable)
+        return mfns
+
+    before, shown = counts(made), contents(made)
+    wanted = outcome(pin_and_unpin)
+    assert outcome(lambda: grants.check(refs, 0, writable=writable)) == wanted
+    assert counts(made) == before
+    assert contents(made) == shown
+    for mapping in held:
+        made.dom0.maptrack.unmap(mapping)
+    assert made.audit() == []
+
+
+def test_what_is_copied_into_the_table_counts_for_the_copies_behind_it(made: World) -> None:
+    guest, mfn = offered(made)
+    grants, memory = guest.domain.grants, made.machine.memory
+    grants.seed(1, 0, grants.mfns[0])
+    memory.write(mfn << 12, b"before")
+    entry = pack("<HHI", 0, 0, 0)  # of 0, which offers nothing then
+    assert grants.copy_to(0, [1, 0], [0, 0], [entry, b"behind"]) == [1]
+    assert memory.read(mfn << 12, 6) == b"before"
 
 
 def offered(made: World, flags: int = GTF_permit_access) -> tuple[Guest, int]:
