@@ -14,6 +14,8 @@
 #   kernel_lock     process context: system calls and page faults; never in an event handler
 #   tty_lock        keys typed, mode, foreground group (events masked, as all of those below)
 #   smp_lock        a processor has left
+#   EVENTCOUNT_LOCK of an event count
+#   grants_lock     the list of free grants
 #   schedule_lock   run queue and states of processes
 #   console_lock    the console's ring
 #
