@@ -57,7 +57,7 @@ class MachineMemory:
     Views over all of RAM, for reading and for writing where no mark is set: ``m8``, ``m16``,
     ``m32`` and ``m64``; ``m64[(mfn << 9) + i]`` is entry ``i`` of page table ``mfn``. A hot writer
     writes through a view and then tests ``if memory.code[mfn]: memory.wrote(mfn)``. ``copies`` is
-    all of RAM too; its slices are copies, made in two thirds of what ``bytes(m8[...])`` takes.
+    all of RAM too; its slices are copies, made in half the time that ``bytes(m8[...])`` takes.
     """
 
     __slots__ = (
