@@ -6,6 +6,7 @@
 const char usage_text[] = "usage: dhcp [eth0]";
 
 enum { CLIENT_PORT = 68, SERVER_PORT = 67, TRIES = 4, PATIENCE_MS = 1000 };
+enum { LINK_LOOKS = 100, LINK_PAUSE_NS = 10000000 };
 enum { DISCOVER = 1, OFFER = 2, REQUEST = 3, ACK = 5, NAK = 6 };
 enum {
     OPTION_PAD = 0,
@@ -143,6 +144,19 @@ static int negotiate(int socket, struct terms *terms)
     return 1;
 }
 
+/* Wait until the interface is up: at boot it may take a moment. */
+static int wait_for_link(int number)
+{
+    int error = 0;
+    for (int looks = 0; looks < LINK_LOOKS; looks++) {
+        error = network(NETWORK_GET, number, &info);
+        if (error == 0 && info.state == NETWORK_UP)
+            return 0;
+        sleep_ns(LINK_PAUSE_NS);
+    }
+    return error;
+}
+
 int main(int count, char **words)
 {
     if (count > 2)
@@ -151,7 +165,7 @@ int main(int count, char **words)
     if (number < 0)
         usage();
     name[3] += number;
-    int error = network(NETWORK_GET, number, &info);
+    int error = wait_for_link(number);
     if (error < 0)
         fail(name, error);
     int socket = must_socket(IPPROTO_UDP);
