@@ -131,7 +131,7 @@ class Run:
         self._image = RawImage(image, read_only=False)
         undo.callback(self._image.close)
         link = self.hypervisor.link(0)
-        self._worker = ImageWorker(link)
+        self._worker = ImageWorker(link, guest.domid)
         undo.callback(self._worker.close)
         self.ring = BlockRing(
             link,

@@ -115,3 +115,31 @@ def test_pages_are_used_during_a_call_and_nothing_is_held(
     assert refused.value.errno == ESRCH
     assert control.audit() == []
     memory.release(mfns[1])
+
+
+def test_an_event_for_a_backend_whose_domain_has_ended_is_nobodys(hypervisor: Hypervisor) -> None:
+    control = hypervisor.control()
+    driver, domid = (control.create_domain(name, max_pages=16, max_vcpus=1) for name in "ab")
+    link = hypervisor.link(driver)
+    theirs = hypervisor.domains[domid].events.alloc_unbound(driver)
+    heard: list[int] = []
+    port = link.bind_interdomain(domid, theirs)
+    link.on_event(port, lambda: heard.append(port))
+    hypervisor.domains[domid].events.send(theirs)
+    control.destroy_domain(driver)
+    assert hypervisor.run(lambda: True)
+    assert heard == []
+
+
+def test_a_new_domain_of_an_old_number_has_a_door_of_its_own(hypervisor: Hypervisor) -> None:
+    control = hypervisor.control()
+    old = control.create_domain("old", max_pages=16, max_vcpus=1)
+    hypervisor.link(old)
+    control.destroy_domain(old)
+    hypervisor.add_domain(old, "new", max_pages=16, max_vcpus=1)
+    granter = control.create_domain("granter", max_pages=16, max_vcpus=1)
+    [mfn] = control.populate(granter, 1)
+    hypervisor.domains[granter].grants.seed(8, old, mfn)
+    hypervisor.link(old).map_grant(granter, 8, writable=True)
+    assert len(hypervisor.domains[old].maptrack) == 1
+    assert control.audit() == []

@@ -97,6 +97,7 @@ class BlockRing:
         self.requests = 0
         self.notifications = 0
         self.events = 0
+        self._is_queued = False  # its turn comes again without an event
         self._drained: Callable[[], None] | None = None
         with ExitStack() as undo:
             pages = []
@@ -154,6 +155,11 @@ class BlockRing:
 
     def _on_event(self) -> None:
         self.events += 1
+        if not self._is_queued:
+            self._pump()
+
+    def _next_turn(self) -> None:
+        self._is_queued = False
         self._pump()
 
     def _pump(self) -> None:
@@ -170,7 +176,8 @@ class BlockRing:
                 self._worker.give(jobs)
             self._publish()
             if self._ring.has_more():
-                self._link.defer(self._pump)
+                self._is_queued = True
+                self._link.defer(self._next_turn, charge=self._frontend)
         except PeerError as error:
             self._let_go()
             self._broken(error)
