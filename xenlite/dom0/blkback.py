@@ -81,6 +81,7 @@ class BlockRing:
     ) -> None:
         """Join what is offered. Raises Refused where it isn't, PeerError where it can't be."""
         self._link = link
+        self._frontend = offer.domid
         self._disk = disk
         self._image = image
         self._worker = worker

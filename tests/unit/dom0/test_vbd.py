@@ -648,11 +648,11 @@ def test_one_timer_waits_for_outcomes_however_often_there_are_more(
     monkeypatch.setattr(timers, "arm", note)
     worker = ImageWorker(hypervisor.link(0), frontend=1)
     collected: list[int] = []
-    finished: list[Job] = []
+    finished: list[int] = []
     worker.when_collected = lambda: collected.append(len(finished))
     due_ns = 3_600_000_000_000
     for n in range(10):
-        worker.give([Job(lambda: None, finished.append, due_ns)])
+        worker.give([Job(lambda: None, partial(finished.append, n), due_ns)])
         assert hypervisor.run(partial(_has_more, collected, n))
     assert armed == [due_ns]
     worker.close()
