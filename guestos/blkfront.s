@@ -70,7 +70,8 @@
 .equ TRANSFER_BYTES, 16             # and how many are left to be asked for
 .equ TRANSFER_PENDING, 20           # requests in work
 .equ TRANSFER_ERROR, 24             # -errno of the first that failed
-.equ SIZEOF_TRANSFER, 28
+.equ TRANSFER_GENERATION, 28        # of the disk that is meant
+.equ SIZEOF_TRANSFER, 32
 
 .section .text
 
@@ -114,6 +115,9 @@ blk_issue:
     jne .Lissue_done
     cmp dword ptr [esi + TRANSFER_BYTES], 0
     je .Lissue_done
+    mov eax, [esi + TRANSFER_GENERATION]
+    cmp eax, [ebx + DISK_GENERATION]
+    jne .Lissue_refused             # it has gone, and another one has come while we slept
     mov eax, [ebx + DISK_STATE]
     cmp eax, DISK_WAITING
     je .Lissue_done

@@ -173,6 +173,8 @@ cache_transfer:
     mov [esp + TRANSFER_ADDRESS], edx
     mov eax, [ebx + BUFFER_DISK]
     mov [esp + TRANSFER_DISK], eax
+    mov eax, [ebx + BUFFER_GENERATION]
+    mov [esp + TRANSFER_GENERATION], eax
     mov eax, esp
     call blk_transfer
     add esp, SIZEOF_TRANSFER

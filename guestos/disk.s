@@ -14,7 +14,8 @@
 .equ SPAN_OFFSET, 12                # in the sector
 .equ SPAN_ADDRESS, 16               # in the program
 .equ SPAN_BYTES, 20
-.equ SIZEOF_SPAN, 24
+.equ SPAN_GENERATION, 24            # of the disk
+.equ SIZEOF_SPAN, 28
 .equ DISK_DIRECT, PAGE_SIZE         # less than this goes through the cache, which reads more
 
 .section .text
@@ -112,6 +113,10 @@ disk_move:
     xor eax, eax
     cmp [ebx + SPAN_BYTES], eax
     je .Lmove_done
+    mov edx, [ebx + SPAN_DISK]
+    mov edx, [edx + DISK_GENERATION]
+    cmp [ebx + SPAN_GENERATION], edx
+    jne .Lmove_gone
     mov eax, [ebx + SPAN_ADDRESS]
     and eax, SECTOR_SIZE - 1
     or eax, [ebx + SPAN_OFFSET]
@@ -132,6 +137,10 @@ disk_move:
     mov eax, -EFAULT
     pop ebx
     ret
+.Lmove_gone:
+    mov eax, -EIO
+    pop ebx
+    ret
 
 # Move a span's whole sectors, from its beginning, without the cache. In: ebx = span. Out: eax = 0
 # or -errno.
@@ -144,6 +153,8 @@ disk_move_sectors:
     and edi, -SECTOR_SIZE
     mov eax, [ebx + SPAN_DISK]
     mov [esp + TRANSFER_DISK], eax
+    mov eax, [ebx + SPAN_GENERATION]
+    mov [esp + TRANSFER_GENERATION], eax
     mov eax, [ebx + SPAN_OPERATION]
     mov [esp + TRANSFER_OPERATION], eax
     mov eax, [ebx + SPAN_ADDRESS]
@@ -269,6 +280,7 @@ disk_write:
     mov eax, [ebx + FILE_OBJECT]
     mov [esp + SPAN_DISK], eax
     mov edx, [ebx + FILE_GENERATION]
+    mov [esp + SPAN_GENERATION], edx
     call disk_ready
     test eax, eax
     js .Ldisk_move_out
@@ -355,6 +367,8 @@ disk_flush:
     je .Lflush_disk_done
     sub esp, SIZEOF_TRANSFER
     mov [esp + TRANSFER_DISK], ebx
+    mov edx, [ebx + DISK_GENERATION]
+    mov [esp + TRANSFER_GENERATION], edx
     mov dword ptr [esp + TRANSFER_OPERATION], BLKIF_OP_FLUSH_DISKCACHE
     mov [esp + TRANSFER_SECTOR], eax
     mov dword ptr [esp + TRANSFER_BYTES], SECTOR_SIZE       # anything but 0: to be asked for

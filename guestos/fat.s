@@ -495,6 +495,7 @@ fat_write:
     mov eax, [ebx + FILE_OBJECT]
     mov [esp + SPAN_DISK], eax
     mov edx, [ebx + FILE_GENERATION]
+    mov [esp + SPAN_GENERATION], edx
     call disk_ready
     test eax, eax
     js .Lfat_move_out

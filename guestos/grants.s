@@ -83,7 +83,6 @@ grant_give:
 # nothing has changed. Event handlers may call it.
 grant_end:
     push ebx
-    push esi
     mov ebx, eax
 .Lend_again:
     mov ax, [grant_table + ebx * SIZEOF_GRANT_ENTRY_V1 + GRANT_ENTRY_V1_FLAGS]
@@ -101,12 +100,10 @@ grant_end:
     mov eax, offset grants_lock
     call unlock_events
     xor eax, eax
-    pop esi
     pop ebx
     ret
 .Lend_busy:
     mov eax, -EBUSY
-    pop esi
     pop ebx
     ret
 

@@ -15,6 +15,8 @@
 #   tty_lock        keys typed, mode, foreground group (events masked, as all of those below)
 #   network_lock    interfaces, their rings and buffers, queues of sockets, ARP
 #   smp_lock        a processor has left
+#   EVENTCOUNT_LOCK of an event count
+#   grants_lock     the list of free grants
 #   schedule_lock   run queue and states of processes
 #   console_lock    the console's ring
 #

@@ -110,7 +110,6 @@ GROUPS: Final = {
     "guestos": "tools.bench_guestos",
     "rings": "tools.bench_rings",
     "grub_menu": "tools.bench_grub",
-    "packets": "tools.bench_packets",
 }
 """First words that stand for a bench with a command line of its own, a module with ``main``."""
 NAMES: Final = (*(operation.name for operation in OPERATIONS), *PROCESSOR, *SHARING, TRACING, START)

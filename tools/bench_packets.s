@@ -4,10 +4,9 @@
 # All pages are granted for good: frame n of a ring uses buffer n, under TX_REF + n or RX_REF + n.
 # A frame begins with the tool's `template`, and has a number in it, counted from 0. Who takes frames
 # sends back each whose number is the last of STEP; the sender has no more than WINDOW on their way
-# of which it has not heard so. Both look at the order of the numbers, and `lost` counts what is
-# missing. With CHECK set, what else is in a frame is filled from its number, and added up by its
-# sender, by who takes it, and by the sender again. The tool sets SENDS, COUNT, SIZE, WINDOW, STEP
-# and CHECK.
+# of which it has not heard so. So none finds a queue full, and both stop where a number is missing.
+# With CHECK set, what else is in a frame is filled from its number, and added up by its sender, by
+# who takes it, and by the sender again. The tool sets SENDS, COUNT, SIZE, WINDOW, STEP and CHECK.
 
 .equ RING, NETIF_TX_RING_SIZE
 .equ NUMBER, 44                         # behind the headers of Ethernet, IP and UDP, aligned
@@ -251,13 +250,12 @@ next_frame:
     mov [edx + NETIF_RX_REQUEST_GREF], ecx
     shl esi, 12
     add esi, offset rx_data
-    mov ecx, [esi + NUMBER]
-    mov edx, ecx
-    sub edx, [expected]
+    mov ecx, [expected]
 .if SENDS
-    sub edx, STEP - 1
+    add ecx, STEP - 1
 .endif
-    add [lost], edx
+    cmp ecx, [esi + NUMBER]
+    jne bad_frame
     inc ecx
     mov [expected], ecx
     push eax
@@ -370,7 +368,6 @@ sent: .long 0
 answered: .long 0
 received: .long 0
 expected: .long 0
-lost: .long 0
 bad: .long 0
 template: .space 64
 .bss

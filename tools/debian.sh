@@ -6,7 +6,7 @@
 #                               the options are for apt
 #   private_apt, private_cache  apt-get and apt-cache on it
 #   unpack_here PACKAGE...      download packages and unpack them
-#   close_apt                   leave nothing of it
+#   close_apt                   leave nothing of it, and go back
 
 open_apt() {
     apt=$PWD/build/$1
@@ -40,6 +40,6 @@ unpack_here() {
 }
 
 close_apt() {
-    cd "$apt/.."
+    cd "$apt/../.."
     rm -r "$apt"
 }

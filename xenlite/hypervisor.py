@@ -268,6 +268,7 @@ class Hypervisor:
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.remove(domain.domid)
         self.crashes.pop(domain.domid, None)
+        self._links.pop(domain.domid, None)
         if self.recorder is not None:
             self.recorder.ended(domain)
         guest.parts.page_writes.release()

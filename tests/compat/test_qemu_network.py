@@ -70,6 +70,8 @@ def joined(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joined]:
             IPv4Address(for_peer[1]),
             here / "net.pcap",
         )
+        guestos.type("halt\r")
+        assert guestos.end() == 0
 
 
 def test_both_have_an_address_of_the_network(joined: Joined) -> None:
@@ -121,7 +123,7 @@ def test_a_capture_of_the_bridge_is_right_to_the_last_checksum(joined: Joined) -
     joined.guestos.command(f"udpsend {joined.peer_at} 7 hello")
     joined.peer.command(f"ping -c 1 {joined.guestos_at}")
     dump = subprocess.run(
-        ["tcpdump", "-n", "-t", "-vv", "-r", joined.capture],
+        ["tcpdump", "-n", "-t", "-vv", "-r", joined.capture, "arp or ip"],
         capture_output=True,
         text=True,
         check=True,

@@ -16,6 +16,7 @@ from struct import pack, unpack_from
 from typing import Final, Self
 
 FRAME_LIMIT: Final = 65536
+SHORTEST: Final = 42  # ARP, a ping and a datagram of nothing
 EVERYBODY: Final = b"\xff" * 6
 ARP, IP = 0x0806, 0x0800
 ICMP, UDP = 1, 17
@@ -105,6 +106,8 @@ class EthernetEnd:
     # -- in ------------------------------------------------------------------------------------
 
     def _take(self, frame: bytes) -> None:
+        if len(frame) < SHORTEST:
+            return
         to, source, kind = unpack_from(">6s6sH", frame)
         if to not in (self.mac, EVERYBODY):
             return

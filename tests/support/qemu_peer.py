@@ -97,9 +97,9 @@ class QemuPeer:
         """Serve what is beside the guest until something holds."""
         deadline = monotonic() + patience_s
         while not done():
-            ready = self._selector.select(max(0, deadline - monotonic()))
-            assert ready, f"waited in vain; the console says {self._output!r}"
-            for key, _ in ready:
+            left = deadline - monotonic()
+            assert left > 0, f"waited in vain; the console says {self._output!r}"
+            for key, _ in self._selector.select(left):
                 key.data()
 
     def _answer(self, patience_s: float) -> tuple[int, str]:

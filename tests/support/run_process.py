@@ -49,11 +49,12 @@ class RunProcess:
         with DefaultSelector() as selector:
             selector.register(self._process.stdout, EVENT_READ)
             while wanted not in self._seen:
-                ready = selector.select(max(0, deadline - monotonic()))
-                assert ready, f"waited in vain for {text!r}: {self._seen!r}"
-                piece = os.read(self._process.stdout.fileno(), 65536)
-                assert piece, f"it has ended: {self._seen!r}"
-                self._seen += piece
+                left = deadline - monotonic()
+                assert left > 0, f"waited in vain for {text!r}: {self._seen!r}"
+                if selector.select(left):
+                    piece = os.read(self._process.stdout.fileno(), 65536)
+                    assert piece, f"it has ended: {self._seen!r}"
+                    self._seen += piece
         before, _, self._seen = self._seen.partition(wanted)
         return before.decode(errors="replace")
 

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 import pytest
 
-from tools import bench_blocks, bench_main
+from tools import bench_blocks, bench_main, bench_packets
 from tools.bench_main import (
     IDLE_DOMAINS,
     NAMES,
@@ -22,6 +23,7 @@ from tools.bench_main import (
     table,
 )
 from tools.bench_measure import KERNEL, PARTNERS, bench, times_of_round
+from tools.bench_packets_run import SMALL, STEP, Case, Station, Way
 from xenlite.abi.x86_32p import BLKIF_OP_READ
 
 A_FEW_NS = 5_000
@@ -106,3 +108,41 @@ def test_sums_that_differ_are_no_result(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(bench_blocks, "places", lambda *_: [7] * 8)
     with pytest.raises(AssertionError, match="in the guest"):
         bench_blocks.check(case, image, 8)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["guest to guest", "64 bytes", "2 pairs"],
+        ["guest to host and back", "1514 bytes"],
+        ["ping", "64 bytes"],
+    ],
+)
+def test_packets_are_measured_and_shown(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plot = tmp_path / "plot.png"
+    quickly = ["--scale", "0", "--rounds", "1", "--plot", str(plot)]
+    assert bench_main.main(["rings", *quickly, *words]) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.startswith("packets")
+    assert rows
+    assert all(row.startswith(words[0]) for row in rows)
+
+
+@pytest.mark.parametrize("at", [44, -3], ids=["number", "content"])
+def test_a_frame_that_is_changed_on_its_way_is_no_result(
+    at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = Case(Way.STREAM, SMALL)
+    bench_packets.check(case, STEP)
+
+    def deliver(self: Station, frames: Sequence[bytes]) -> None:
+        first = bytearray(frames[0])
+        first[at] ^= 1
+        self.rings.deliver([bytes(first), *frames[1:]])
+
+    monkeypatch.setattr(Station, "deliver", deliver)
+    with pytest.raises(AssertionError):
+        bench_packets.check(case, STEP)

@@ -80,3 +80,66 @@ def test_nothing_is_copied_of_a_domain_that_has_ended(hypervisor: Hypervisor) ->
         with pytest.raises(Refused) as refused:
             copy()
         assert refused.value.errno == ESRCH
+
+
+@pytest.mark.parametrize("writable", [False, True])
+def test_pages_are_used_during_a_call_and_nothing_is_held(
+    hypervisor: Hypervisor, *, writable: bool
+) -> None:
+    control, link = hypervisor.control(), hypervisor.link(0)
+    domid = control.create_domain("granter", max_pages=4, max_vcpus=1)
+    mfns = control.populate(domid, 2)
+    for ref, mfn in enumerate(mfns, start=8):
+        control.seed_grant(domid, ref, mfn, 0)
+        control.write_frame(domid, mfn, 0, bytes([ref]) * 4)
+    memory, domain = hypervisor.machine.memory, hypervisor.domains[domid]
+    forgotten: list[int] = []
+    domain.engine.invalidate_code = lambda maddr, _: forgotten.append(maddr >> 12)  # type: ignore[method-assign]
+    memory.mark_code(mfns[1], domain.engine)
+
+    def use(pages: list[memoryview]) -> bytes:
+        assert list(map(len, pages)) == [4096] * 3
+        assert list(domain.grants.uses()) == []
+        return b"".join(bytes(page[:1]) for page in pages)
+
+    assert link.with_grants(domid, [8, 9, 8], use, writable=writable) == b"\x08\x09\x08"
+    assert forgotten == ([mfns[1]] if writable else [])
+    with pytest.raises(ZeroDivisionError):
+        link.with_grants(domid, [9], lambda _: 1 // 0, writable=writable)
+    assert forgotten == ([mfns[1]] * 2 if writable else []), "it may have been written before"
+    for refs in ([8, 10], [-1], [1 << 20]):
+        with pytest.raises(Refused):
+            link.with_grants(domid, refs, use, writable=writable)
+    with pytest.raises(Refused) as refused:
+        link.with_grants(domid + 1, [8], use, writable=writable)
+    assert refused.value.errno == ESRCH
+    assert control.audit() == []
+    memory.release(mfns[1])
+
+
+def test_an_event_for_a_backend_whose_domain_has_ended_is_nobodys(hypervisor: Hypervisor) -> None:
+    control = hypervisor.control()
+    driver, domid = (control.create_domain(name, max_pages=16, max_vcpus=1) for name in "ab")
+    link = hypervisor.link(driver)
+    theirs = hypervisor.domains[domid].events.alloc_unbound(driver)
+    heard: list[int] = []
+    port = link.bind_interdomain(domid, theirs)
+    link.on_event(port, lambda: heard.append(port))
+    hypervisor.domains[domid].events.send(theirs)
+    control.destroy_domain(driver)
+    assert hypervisor.run(lambda: True)
+    assert heard == []
+
+
+def test_a_new_domain_of_an_old_number_has_a_door_of_its_own(hypervisor: Hypervisor) -> None:
+    control = hypervisor.control()
+    old = control.create_domain("old", max_pages=16, max_vcpus=1)
+    hypervisor.link(old)
+    control.destroy_domain(old)
+    hypervisor.add_domain(old, "new", max_pages=16, max_vcpus=1)
+    granter = control.create_domain("granter", max_pages=16, max_vcpus=1)
+    [mfn] = control.populate(granter, 1)
+    hypervisor.domains[granter].grants.seed(8, old, mfn)
+    hypervisor.link(old).map_grant(granter, 8, writable=True)
+    assert len(hypervisor.domains[old].maptrack) == 1
+    assert control.audit() == []

@@ -115,12 +115,12 @@ class BackendDevice(Generic[C]):
         nodes: Mapping[str, str],
         connect: Callable[[FrontendNodes], C],
         broken: Callable[[PeerError], None],
-        resumes: bool = False,
+        rejoins: bool,
     ) -> None:
         """Show ``nodes``, then wait for a frontend.
 
-        One that ``resumes`` goes on with the rings of a backend before it, where requests that one
-        had taken and not answered are no loss: packets, not sectors.
+        One that was connected to another backend, which has died, begins anew unless this one
+        ``rejoins``: where nobody else can know which requests of a ring were taken, it can't.
         ``connect`` may raise PeerError or Refused. ``broken`` hears what the frontend does wrong.
         """
         self._store = store
@@ -136,22 +136,15 @@ class BackendDevice(Generic[C]):
         self.state = State.INITIALISING
         for name, value in nodes.items():
             store.write(f"{paths.backend}/{name}", value)
-        self._show(State.INIT_WAIT if resumes else self._first_state())
+        before = parse_state(store.read(f"{paths.backend}/state"))
+        is_left_over = before in _CONNECTED and not rejoins
+        self._show(State.CLOSED if is_left_over else State.INIT_WAIT)
         self._watch = store.watch(f"{paths.frontend}/state", self._frontend_changed)
 
     @property
     def seen(self) -> State:
         """Return the state that the frontend shows."""
         return parse_state(self._store.read(f"{self._paths.frontend}/state"))
-
-    def _first_state(self) -> State:
-        """Say where to begin: a connection that a backend had which has died is not gone on with.
-
-        Only that backend knew which requests of the ring it had taken. Closed is what leads every
-        frontend to begin anew.
-        """
-        left = parse_state(self._store.read(f"{self._paths.backend}/state"))
-        return State.CLOSED if left in _CONNECTED else State.INIT_WAIT
 
     def close(self) -> None:
         """Take the device away, whatever its frontend is doing."""

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from struct import Struct
 from typing import TYPE_CHECKING, Final
 
@@ -97,7 +98,7 @@ class BlockRing:
         self.requests = 0
         self.notifications = 0
         self.events = 0
-        self._cached_bytes = 0  # read at once since the others' last turn
+        self._is_queued = False  # its turn comes again without an event
         self._drained: Callable[[], None] | None = None
         with ExitStack() as undo:
             pages = []
@@ -155,13 +156,17 @@ class BlockRing:
 
     def _on_event(self) -> None:
         self.events += 1
+        if not self._is_queued:
+            self._pump()
+
+    def _next_turn(self) -> None:
+        self._is_queued = False
         self._pump()
 
     def _pump(self) -> None:
         """Take what is there, and rest only after the final check."""
         if not self.is_open:
             return
-        self._cached_bytes = 0
         try:
             slots = self._ring.take(MOST_AT_ONCE)
             self.requests += len(slots)
@@ -172,7 +177,8 @@ class BlockRing:
                 self._worker.give(jobs)
             self._publish()
             if self._ring.has_more():
-                self._link.defer(self._pump)
+                self._is_queued = True
+                self._link.defer(self._next_turn, charge=self._frontend)
         except PeerError as error:
             self._let_go()
             self._broken(error)
@@ -180,24 +186,42 @@ class BlockRing:
     def _good(self, slots: list[bytes]) -> list[Request]:
         """Decode requests, and answer those that can't be done."""
         disk, wire = self._disk, self._wire
+        found = [decode(slot, disk, wire) for slot in slots]
+        indirect = [request for request in found if isinstance(request, Indirect)]
+        segments = iter(self._segments(indirect) if indirect else ())
         good = []
-        for slot in slots:
-            request = decode(slot, disk, wire)
+        for request in found:
             if isinstance(request, Indirect):
-                request = self._resolve(request)
+                request = self._resolve(request, next(segments))
             if isinstance(request, Bad):
                 self._answer(request.id, request.operation, request.status)
             else:
                 good.append(request)
         return good
 
-    def _resolve(self, request: Indirect) -> Request | Bad:
-        """Copy the pages that hold an indirect request's segments, and decode them."""
+    def _segments(self, asked: list[Indirect]) -> list[bytes | None]:
+        """Copy the pages that hold the segments of indirect requests; None where one is refused."""
+        refs = [ref for request in asked for ref in request.refs]
+        ends = list(accumulate(len(request.refs) for request in asked))
+
+        def copy(pages: list[memoryview]) -> list[bytes | None]:
+            return [
+                b"".join(pages[end - len(request.refs) : end])
+                for request, end in zip(asked, ends, strict=True)
+            ]
+
         try:
-            raw = self._passing.use(request.refs, b"".join, writable=False)
-        except Refused as refused:
-            return Bad(request.id, BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, str(refused))
-        return resolve(request, raw[: request.size], self._disk)
+            return self._passing.use(refs, copy, writable=False)
+        except Refused:
+            if len(asked) == 1:
+                return [None]
+            return [raw for request in asked for raw in self._segments([request])]
+
+    def _resolve(self, request: Indirect, segments: bytes | None) -> Request | Bad:
+        if segments is None:
+            why = "its segments are not granted"
+            return Bad(request.id, BLKIF_OP_INDIRECT, BLKIF_RSP_ERROR, why)
+        return resolve(request, segments[: request.size], self._disk)
 
     def _read_at_once(self, transfers: list[Transfer]) -> int:
         """Do the reads that come first and need no waiting; return how many.
@@ -208,9 +232,10 @@ class BlockRing:
             return 0
         reads: list[Transfer] = []
         refs: list[int] = []
+        left = MOST_CACHED_BYTES
         for transfer in transfers:
-            self._cached_bytes += transfer.end - transfer.start
-            if transfer.operation is not _READ or self._cached_bytes > MOST_CACHED_BYTES:
+            left -= transfer.end - transfer.start
+            if transfer.operation is not _READ or left < 0:
                 break
             reads.append(transfer)
             refs += transfer.refs
@@ -249,9 +274,8 @@ class BlockRing:
         due_ns = self._link.now_ns() + self._latency_ns
         return [Job(do, partial(self._finish, transfer, give_back), due_ns)]
 
-    def _finish(self, transfer: Transfer, give_back: Callable[[], None], job: Job) -> None:
+    def _finish(self, transfer: Transfer, give_back: Callable[[], None]) -> None:
         """Answer what is done."""
-        job.do = _nothing  # it holds views of the guest's pages
         give_back()
         self.in_work -= len(transfer.requests)
         if self.is_open:
@@ -276,7 +300,3 @@ class BlockRing:
         if self._ring.publish():
             self.notifications += 1
             self._link.notify(self.port)
-
-
-def _nothing() -> None:
-    """Do nothing: there is nothing to give back."""

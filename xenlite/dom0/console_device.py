@@ -34,7 +34,13 @@ class ConsoleDevice:
         self._connect = partial(Console, link, paths.frontend_domid)
         self._outer = outer
         self._device = BackendDevice(
-            store, paths, BLOCK_TRANSITIONS, nodes={}, connect=self._join, broken=broken
+            store,
+            paths,
+            BLOCK_TRANSITIONS,
+            nodes={},
+            connect=self._join,
+            broken=broken,
+            rejoins=True,
         )
 
     @property

@@ -29,9 +29,8 @@ class Dom0Store:
     def __init__(self, link: Link, server: Server) -> None:
         self._link = link
         self._server = server
-        self._connection = server.connect(
-            Actor(link.domid, is_privileged=not link.domid), self._has_output
-        )
+        actor = Actor(link.domid, is_privileged=link.domid == 0)
+        self._connection = server.connect(actor, self._has_output)
         self._decoder = Decoder()
         self._changed: dict[bytes, Callable[[], None]] = {}  # by a watch's token
         self._next_token = 0

@@ -11,6 +11,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from xenlite.dom0.slot_ring import PAGE_SIZE
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -19,16 +21,15 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 MAX_LASTING: Final = 1056  # pages that stay mapped for one ring; Linux keeps as many
-_PAGE_SIZE: Final = 4096
 
 
 class FrontendPages(Protocol):
     """The pages of one frontend, by grant reference. ``writable`` is what the backend does."""
 
     def use(
-        self, refs: Sequence[int], use: Callable[[list[memoryview]], Answer], *, writable: bool
+        self, refs: Sequence[int], do: Callable[[list[memoryview]], Answer], *, writable: bool
     ) -> Answer:
-        """Call ``use`` with the pages, which are good during that call. Raises Refused."""
+        """Call ``do`` with the pages, which are good during that call. Raises Refused."""
 
     def hold(
         self, refs: Sequence[int], *, writable: bool
@@ -47,10 +48,10 @@ class PassingPages:
         self._frontend = frontend
 
     def use(
-        self, refs: Sequence[int], use: Callable[[list[memoryview]], Answer], *, writable: bool
+        self, refs: Sequence[int], do: Callable[[list[memoryview]], Answer], *, writable: bool
     ) -> Answer:
         """Have them checked, and used."""
-        return self._link.with_grants(self._frontend, refs, use, writable=writable)
+        return self._link.with_grants(self._frontend, refs, do, writable=writable)
 
     def hold(
         self, refs: Sequence[int], *, writable: bool
@@ -76,13 +77,13 @@ class LastingPages:
         self._pages: dict[int, memoryview] = {}
 
     def use(
-        self, refs: Sequence[int], use: Callable[[list[memoryview]], Answer], *, writable: bool
+        self, refs: Sequence[int], do: Callable[[list[memoryview]], Answer], *, writable: bool
     ) -> Answer:
         """Map those that are not, and have all used."""
         if not self._has(refs):
-            return self._passing.use(refs, use, writable=writable)
+            return self._passing.use(refs, do, writable=writable)
         try:
-            return use(list(map(self._pages.__getitem__, refs)))
+            return do(list(map(self._pages.__getitem__, refs)))
         finally:
             if writable:
                 self._wrote(refs)
@@ -111,7 +112,7 @@ class LastingPages:
         for ref in missing:
             mapping = self._link.map_grant(self._frontend, ref, writable=True)
             self._mappings[ref] = mapping
-            self._pages[ref] = mapping.view(0, _PAGE_SIZE)
+            self._pages[ref] = mapping.view(0, PAGE_SIZE)
         return True
 
     def _wrote(self, refs: Sequence[int]) -> None:

@@ -156,28 +156,33 @@ def _rest(views: Sequence[memoryview], done: int) -> list[memoryview]:
 class Job:
     """Work on an image. ``do`` runs on the worker, ``finish`` afterwards on the main thread.
 
-    ``error`` is an errno, or None. ``due_ns`` is the earliest moment, on the machine's clock, at
-    which the outcome may be seen; jobs that are given later are due no earlier.
+    ``do`` keeps what went wrong for ``finish``: an exception of it is a bug of ours. ``due_ns`` is
+    the earliest moment, on the machine's clock, at which the outcome may be seen; jobs that are
+    given later are due no earlier.
     """
 
-    __slots__ = ("do", "due_ns", "error", "finish")
+    __slots__ = ("do", "due_ns", "finish")
 
-    def __init__(self, do: Callable[[], None], finish: Callable[[Job], None], due_ns: int) -> None:
+    def __init__(self, do: Callable[[], None], finish: Callable[[], None], due_ns: int) -> None:
         self.do = do
         self.finish = finish
         self.due_ns = due_ns
-        self.error: int | None = None
 
 
 class ImageWorker:
-    """The thread of one image. ``when_collected`` runs after several jobs may have finished."""
+    """The thread of one image. ``when_collected`` runs after several jobs may have finished.
 
-    def __init__(self, link: Link) -> None:
+    What is left to do on the main thread is at the expense of the domain ``frontend``.
+    """
+
+    def __init__(self, link: Link, frontend: int) -> None:
         self._link = link
+        self._frontend = frontend
         self.when_collected: Callable[[], None] = _nothing
         self._given: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self._done: deque[Job] = deque()
         self._is_announced = False
+        self._waits_for_due = False
         self._is_closed = False
         self._is_abandoned = False
         self._bug: BaseException | None = None
@@ -225,15 +230,14 @@ class ImageWorker:
     def _do(self, job: Job) -> None:
         try:
             job.do()
-        except OSError as error:
-            job.error = error.errno or errno.EIO
+            job.do = _nothing  # it held views of the guest's pages
         except BaseException as bug:  # noqa: BLE001 - it is ours, and raised on the main thread
             self._bug = bug
 
     def _announce(self) -> None:
         if not self._is_announced:
             self._is_announced = True
-            self._link.defer(self._collect)
+            self._link.defer(self._collect, charge=self._frontend)
 
     def _collect(self) -> None:
         self._is_announced = False
@@ -243,11 +247,21 @@ class ImageWorker:
         while self._done:
             job = self._done[0]
             if job.due_ns > now_ns and not self._is_closed:
-                self._link.call_at(job.due_ns, self._collect)
+                self._wait_for_due(job.due_ns)
                 break
             self._done.popleft()
-            job.finish(job)
+            job.finish()
         self.when_collected()
+
+    def _wait_for_due(self, due_ns: int) -> None:
+        """Look again then. One timer is enough: nothing that is given later is due earlier."""
+        if not self._waits_for_due:
+            self._waits_for_due = True
+            self._link.call_at(due_ns, self._is_due, charge=self._frontend)
+
+    def _is_due(self) -> None:
+        self._waits_for_due = False
+        self._collect()
 
 
 def _nothing() -> None:

@@ -76,7 +76,7 @@ class Vbd:
         self._number = paths.number
         self._image = image
         self._latency_ns = latency_ns
-        self._worker = ImageWorker(link)
+        self._worker = ImageWorker(link, paths.frontend_domid)
         self.disk = Disk(image.size_bytes // SECTOR, read_only, image.can_discard)
         self._device = BackendDevice(
             store,
@@ -85,6 +85,7 @@ class Vbd:
             nodes=features(self.disk, is_cdrom=is_cdrom),
             connect=self._connect,
             broken=broken,
+            rejoins=False,
         )
 
     @property

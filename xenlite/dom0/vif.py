@@ -76,7 +76,7 @@ class Vif:
         self._frame_limit = frame_limit(mtu)
         self._rate = rate
         self.counters = NetCounters()
-        self._plug = bridge.plug(name, self, parse_address(mac), self._lost)
+        self._plug = bridge.plug(name, self, parse_address(mac))
         self._device = BackendDevice(
             store,
             paths,
@@ -84,7 +84,7 @@ class Vif:
             nodes={"handle": str(paths.number), "mac": mac, **FEATURES},
             connect=self._connect,
             broken=broken,
-            resumes=True,
+            rejoins=True,
         )
 
     @property
@@ -123,15 +123,6 @@ class Vif:
             self.counters.rx_dropped += len(frames)
         else:
             rings.deliver(frames)
-
-    def _lost(self) -> dict[str, int]:
-        """Tell what was lost here; what a frontend did not ask for (multicasts) is no loss."""
-        counters = self.counters
-        return {
-            "from the guest: wrong": counters.tx_errors,
-            "to the guest: wrong": counters.rx_errors,
-            "to the guest: no room": counters.rx_dropped,
-        }
 
     def _connect(self, nodes: FrontendNodes) -> NetRings:
         """Join the frontend's rings. Raises PeerError, Refused."""

@@ -41,8 +41,9 @@ static int echo(int udp, const char *port)
 
     if (bind(udp, (struct sockaddr *)&at, sizeof at))
         return fail("bind");
-    if (fork())
-        return 0;
+    pid_t child = fork();
+    if (child)
+        return child < 0 ? fail("fork") : 0;
     for (;;) {
         struct sockaddr_in from;
         socklen_t length = sizeof from;
@@ -59,8 +60,10 @@ static int ask(int udp, struct sockaddr_in of, int count, int bytes)
 {
     struct timeval patience = { .tv_sec = PATIENCE_S };
 
-    if (bytes < 0 || bytes > MOST)
-        return fail("too long");
+    if (bytes < 0 || bytes > MOST) {
+        fprintf(stderr, "%d bytes are no datagram\n", bytes);
+        return 1;
+    }
     setsockopt(udp, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     if (connect(udp, (struct sockaddr *)&of, sizeof of))
         return fail("connect");

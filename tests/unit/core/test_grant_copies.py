@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from struct import pack
 
 import pytest
@@ -100,7 +100,13 @@ REFS = st.one_of(
     st.integers(0, OFFERED - 1),
     st.sampled_from([OFFERED, ENTRIES_PER_FRAME - 1, ENTRIES_PER_FRAME, 0xFFFFFFFF, -1]),
 )
-PIECES = st.lists(
+# Nothing that keeps a list from being done at once, and everything else.
+PLAIN = st.lists(
+    st.tuples(st.integers(0, OFFERED - 1), st.integers(0, 4000), st.integers(1, 96)),
+    min_size=1,
+    max_size=10,
+)
+WILD = st.lists(
     st.tuples(
         REFS,
         st.one_of(st.integers(0, PAGE), st.sampled_from([-1, PAGE + 1, 0xFFFF])),
@@ -110,12 +116,19 @@ PIECES = st.lists(
 )
 
 
-@given(OFFERS, st.sets(st.integers(0, OFFERED - 1)), PIECES, st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    OFFERS,
+    st.one_of(st.just(frozenset()), st.frozensets(st.integers(0, OFFERED - 1))),
+    st.one_of(PLAIN, WILD),
+    st.booleans(),
+)
+@settings(
+    max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 def test_a_list_of_copies_does_what_mappings_of_each_would(
     made: World,
     offers: list[tuple[int, int, int]],
-    used: set[int],
+    used: frozenset[int],
     pieces: list[tuple[int, int, int]],
     writes: object,
 ) -> None:
@@ -163,6 +176,63 @@ def test_a_list_of_copies_does_what_mappings_of_each_would(
     assert made.audit() == []
 
 
+def outcome(ask: Callable[[], list[int]]) -> list[int] | tuple[int, str, object]:
+    """Return the frames, or why they were refused."""
+    try:
+        return ask()
+    except Refused as refused:
+        return refused.errno, refused.rule, refused.argument
+
+
+@given(OFFERS, st.sets(st.integers(0, OFFERED - 1)), st.lists(REFS, max_size=6), st.booleans())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_what_needs_no_pin_is_checked_like_what_does(
+    made: World,
+    offers: list[tuple[int, int, int]],
+    used: set[int],
+    refs: list[int],
+    writes: object,
+) -> None:
+    guest = made.guests[1]
+    guest.remap(FREE_PFN + 2, READ_ONLY)
+    frames = list(frames_of(made).values())
+    grants, memory, writable = guest.domain.grants, made.machine.memory, bool(writes)
+    held = []
+    for ref, (flags, to, frame) in enumerate(offers):
+        memory.write((grants.mfns[0] << 12) + 8 * ref, pack("<HHI", flags, to, frames[frame]))
+        if ref in used:
+            try:
+                held.append(made.dom0.maptrack.map(grants, ref, writable=False))
+            except Refused:
+                continue
+        # What stands in an entry that is used does not count.
+        memory.write((grants.mfns[0] << 12) + 8 * ref + 4, pack("<I", frames[ref]))
+
+    def pin_and_unpin() -> list[int]:
+        mfns = grants.pin(refs, 0, writable=writable)
+        grants.unpin(refs, mfns, writable=writable)
+        return mfns
+
+    before, shown = counts(made), contents(made)
+    wanted = outcome(pin_and_unpin)
+    assert outcome(lambda: grants.check(refs, 0, writable=writable)) == wanted
+    assert counts(made) == before
+    assert contents(made) == shown
+    for mapping in held:
+        made.dom0.maptrack.unmap(mapping)
+    assert made.audit() == []
+
+
+def test_what_is_copied_into_the_table_counts_for_the_copies_behind_it(made: World) -> None:
+    guest, mfn = offered(made)
+    grants, memory = guest.domain.grants, made.machine.memory
+    grants.seed(1, 0, grants.mfns[0])
+    memory.write(mfn << 12, b"before")
+    entry = pack("<HHI", 0, 0, 0)  # of 0, which offers nothing then
+    assert grants.copy_to(0, [1, 0], [0, 0], [entry, b"behind"]) == [1]
+    assert memory.read(mfn << 12, 6) == b"before"
+
+
 def offered(made: World, flags: int = GTF_permit_access) -> tuple[Guest, int]:
     """Offer one page to Dom0."""
     guest = made.guests[1]
@@ -171,6 +241,40 @@ def offered(made: World, flags: int = GTF_permit_access) -> tuple[Guest, int]:
     entry = pack("<HHI", flags, 0, mfn)
     made.machine.memory.write(grants.mfns[0] << 12, entry)
     return guest, mfn
+
+
+@pytest.mark.parametrize(
+    ("frame", "flags", "to", "reads", "writes"),
+    [
+        ("plain", GTF_permit_access, 0, True, True),
+        ("plain", GTF_permit_access | GTF_readonly, 0, True, False),
+        ("plain", GTF_permit_access, 2, False, False),
+        ("plain", 0, 0, False, False),
+        ("plain", GTF_accept_transfer, 0, False, False),
+        ("page table", GTF_permit_access, 0, True, False),
+        ("another's", GTF_permit_access, 0, False, False),
+        ("nobody's", GTF_permit_access, 0, False, False),
+        ("none", GTF_permit_access, 0, False, False),
+        ("far", GTF_permit_access, 0, False, False),
+    ],
+)
+def test_only_what_is_offered_is_copied(
+    made: World, frame: str, flags: int, to: int, *, reads: bool, writes: bool
+) -> None:
+    grants, memory = made.guests[1].domain.grants, made.machine.memory
+    mfn = frames_of(made)[frame]
+    memory.write(grants.mfns[0] << 12, pack("<HHI", flags, to, mfn))
+    before = contents(made)
+    copied = grants.copy_from(0, [0, 0], [0, 4095], [4096, 1])
+    if reads:
+        assert copied == [before[mfn], before[mfn][-1:]]
+    else:
+        assert copied == [b"", b""]
+    assert grants.copy_to(0, [0, 0], [8, 4095], [b"abc", b"d"]) == ([] if writes else [0, 1])
+    changed = {mfn: content for mfn, content in contents(made).items() if content != before[mfn]}
+    assert list(changed) == ([mfn] if writes else [])
+    if writes:
+        assert changed[mfn] == before[mfn][:8] + b"abc" + before[mfn][11:-1] + b"d"
 
 
 def test_an_entry_in_use_counts_as_it_was_when_it_was_read(made: World) -> None:

@@ -124,6 +124,25 @@ def test_of_joined_requests_the_one_with_a_bad_grant_fails(
             assert guest.control.audit() == []
 
 
+def test_of_indirect_requests_the_one_whose_segments_are_not_granted_fails(path: Path) -> None:
+    with front(path) as guest:
+        guest.connect()
+        for page in range(20, 40):
+            guest.offer(page, page)
+        ids = []
+        for n in range(5):
+            segments = [(20 + 4 * n + page, 0, 7) for page in range(4)]
+            ids.append(guest.put_indirect(BLKIF_OP_READ, 32 * n, segments, 100 + n))
+        guest.offer(102, 102, flags=GTF_permit_access ^ 3)
+        expected = dict.fromkeys(ids, BLKIF_RSP_OKAY)
+        expected[ids[2]] = BLKIF_RSP_ERROR
+        assert guest.answers() == expected
+        for page in (20, 27, 32, 39):
+            number = page - 20
+            assert guest.page(page).read(0, PAGE) == CONTENT[number * PAGE : (number + 1) * PAGE]
+        assert guest.page(28).read(0, PAGE) == bytes(PAGE)
+
+
 @pytest.mark.parametrize("operation", [BLKIF_OP_READ, BLKIF_OP_WRITE])
 def test_of_joined_requests_the_one_on_a_bad_sector_fails(path: Path, operation: int) -> None:
     with front(path, image=BadSector(path, read_only=False)) as guest:

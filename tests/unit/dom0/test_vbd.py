@@ -7,6 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -30,10 +31,14 @@ from xenlite.abi.x86_32p import (
     GTF_readonly,
 )
 from xenlite.dom0 import blkback
+from xenlite.dom0.blkback import MOST_AT_ONCE
 from xenlite.dom0.blkif import WIRES, Bad, Disk, Indirect, Request, Wire, decode
-from xenlite.dom0.image import RawImage
+from xenlite.dom0.image import ImageWorker, Job, RawImage
 from xenlite.dom0.xenbus import BLOCK_TRANSITIONS, NET_TRANSITIONS, Action, State, Transitions, step
 from xenlite.errors import ConfigError
+from xenlite.hypervisor import Hypervisor
+from xenlite.machine.clock import ManualClock
+from xenlite.machine.timers import Timer
 
 SECTORS = 512
 CONTENT = Random(1).randbytes(SECTORS * 512)
@@ -288,6 +293,65 @@ def test_an_event_storm_is_served_once(path: Path) -> None:
             guest.domain.events.send(guest.port)
         guest.settle()
         assert ring.events - before == 1
+
+
+def test_a_ring_full_is_taken_in_turns_however_many_events_come(path: Path) -> None:
+    with front(path) as guest:
+        guest.connect(pages=16)
+        ring = guest.vbd.ring
+        assert ring is not None
+        for _ in range(8 * MOST_AT_ONCE):
+            guest.put(255)
+        guest.send()
+        taken = []
+        for _ in range(8):
+            guest.domain.events.send(guest.port)
+            before = ring.requests
+            assert guest.hypervisor.run(lambda: True)
+            taken.append(ring.requests - before)
+        assert taken == [MOST_AT_ONCE] * 8
+
+
+class SteppingImage(RawImage):
+    """An image that takes a millisecond to copy what it has in the cache."""
+
+    clock = ManualClock()
+
+    def read_cached(self, views: Sequence[memoryview], offset: int) -> bool:
+        """Let the time pass, and copy."""
+        self.clock.advance(1_000_000)
+        return super().read_cached(views, offset)
+
+
+def test_the_time_that_requests_take_is_their_frontends_in_all_turns(path: Path) -> None:
+    image = SteppingImage(path, read_only=False)
+    hypervisor = Hypervisor(32 << 20, image.clock)
+    guest = Front(image, hypervisor=hypervisor)
+    guest.connect(pages=16)
+    guest.offer(20, 20)
+    for _ in range(3 * MOST_AT_ONCE):
+        guest.put(BLKIF_OP_READ, 0, [(20, 0, 0)])  # none begins where another ends
+    spent_ns = hypervisor.scheduler.account(guest.domid).virtual_ns
+    guest.answers()
+    spent_ns = hypervisor.scheduler.account(guest.domid).virtual_ns - spent_ns
+    assert spent_ns == 3 * MOST_AT_ONCE * 1_000_000
+    guest.close()
+    hypervisor.close()
+
+
+def test_the_end_of_what_a_worker_does_is_at_its_frontends_expense(path: Path) -> None:
+    image = SlowImage(path)
+    with front(path, image=image) as guest:
+        guest.connect()
+        guest.offer(20, 20)
+        guest.put(BLKIF_OP_READ, 8, [(20, 0, 7)])
+        guest.send()
+        guest.settle(lambda: guest.vbd.ring is not None and guest.vbd.ring.in_work == 1)
+        account = guest.hypervisor.scheduler.account(guest.domid)
+        begun_ns = account.virtual_ns
+        image.may_go.set()
+        assert list(guest.answers().values()) == [BLKIF_RSP_OKAY]
+        assert account.virtual_ns > begun_ns
 
 
 # -- G5: states in any order ----------------------------------------------------------------------
@@ -567,6 +631,37 @@ def test_an_outcome_is_seen_when_it_is_due(path: Path) -> None:
         ids = [guest.put(BLKIF_OP_READ, 0, [(20, 0, 7)]) for _ in range(3)]
         assert list(guest.answers()) == ids
         assert clock.monotonic_ns() - begun >= 30_000_000
+
+
+def test_one_timer_waits_for_outcomes_however_often_there_are_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hypervisor = Hypervisor(16 << 20)
+    timers = hypervisor.machine.timers
+    armed: list[int] = []
+    arm = timers.arm
+
+    def note(timer: Timer, deadline_ns: int) -> None:
+        armed.append(deadline_ns)
+        arm(timer, deadline_ns)
+
+    monkeypatch.setattr(timers, "arm", note)
+    worker = ImageWorker(hypervisor.link(0), frontend=1)
+    collected: list[int] = []
+    finished: list[int] = []
+    worker.when_collected = lambda: collected.append(len(finished))
+    due_ns = 3_600_000_000_000
+    for n in range(10):
+        worker.give([Job(lambda: None, partial(finished.append, n), due_ns)])
+        assert hypervisor.run(partial(_has_more, collected, n))
+    assert armed == [due_ns]
+    worker.close()
+    assert collected == [0] * 10 + [10]
+    hypervisor.close()
+
+
+def _has_more(found: Sequence[object], count: int) -> bool:
+    return len(found) > count
 
 
 def open_files() -> int:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import pack
 
 import pytest
@@ -495,6 +495,29 @@ def test_a_rate_below_a_frame_lets_frames_pass() -> None:
             assert len(peer.got) == want
             clock.advance(1_000_000)
         plug.unplug()
+
+
+def test_events_while_credit_is_waited_for_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = ManualClock()
+    with net(clock) as made:
+        front = made.add(rate=Rate(bytes=100, interval_ns=1_000_000))
+        front.connect()
+        waits = []
+        call_at = made.link.call_at
+
+        def counted(deadline_ns: int, work: Callable[[], None], *, charge: int) -> None:
+            waits.append(deadline_ns)
+            call_at(deadline_ns, work, charge=charge)
+
+        monkeypatch.setattr(made.link, "call_at", counted)
+        for n in range(2):
+            front.put_frame(numbered(n, 1000, source=front.mac))
+        for _ in range(50):
+            front.tx.publish()
+            front.domain.events.send(front.tx_port)
+            made.settle(1)
+        assert waits == [10_000_000]
+        assert front.vif.counters.tx_packets == 1
 
 
 # -- G1 to G3: hostile packets --------------------------------------------------------------------
