@@ -40,7 +40,8 @@
 #   icmp.s      ping, and errors
 #   udp.s       datagrams
 #   netfront.s  the driver of an interface: two rings
-#   vif.s       how an interface meets its backend
+#   vif_pages.s  its pages: rings and buffers
+#   vif.s       how it meets its backend
 #   blkfront.s  disks: sectors between memory and a backend
 #   vbd.s       how such a disk comes and goes
 #   syscall.s   system calls
@@ -54,6 +55,8 @@
 #   fat_names.s  its directories
 #   exec.s      starting another program
 #   socket.s    where datagrams wait for programs
+#   socket_transfer.s  sending and receiving
+#   socket_message.s  between programs and messages
 #   socketcall.s  the system calls of sockets
 #   balloon.s   giving memory back
 #   report.s    what it finds at boot, and what it tells programs
@@ -113,6 +116,7 @@
 .include "icmp.s"
 .include "udp.s"
 .include "netfront.s"
+.include "vif_pages.s"
 .include "vif.s"
 .include "blkfront.s"
 .include "vbd.s"
@@ -127,6 +131,8 @@
 .include "fat_names.s"
 .include "exec.s"
 .include "socket.s"
+.include "socket_transfer.s"
+.include "socket_message.s"
 .include "socketcall.s"
 .include "balloon.s"
 .include "report.s"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 
+from tests.support.ethernet import checksum
 from tests.support.guestos import MIB, PROMPT, Machine, Rack
 from xenlite.dom0.switch import Bridge
 from xenlite.dom0.vif import Vif
@@ -91,14 +92,6 @@ def counts(machine: Machine, interface: str = "eth0") -> dict[str, int]:
 
 
 # -- frames ---------------------------------------------------------------------------------------
-
-
-def checksum(data: bytes) -> int:
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1]))
-    total += data[-1] << 8 if len(data) & 1 else 0
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def ethernet(to: bytes, source: bytes, kind: int, content: bytes) -> bytes:

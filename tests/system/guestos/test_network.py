@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 
+from tests.support.ethernet import checksum
 from tests.support.guestos import LOOKS, PROMPT, Machine, Rack, lines
 from tests.support.guestos_network import (
     BRIDGE,
@@ -24,7 +25,6 @@ from tests.support.guestos_network import (
     Wire,
     address_of,
     arp,
-    checksum,
     counts,
     echo,
     ethernet,
