@@ -156,17 +156,16 @@ def _rest(views: Sequence[memoryview], done: int) -> list[memoryview]:
 class Job:
     """Work on an image. ``do`` runs on the worker, ``finish`` afterwards on the main thread.
 
-    ``error`` is an errno, or None. ``due_ns`` is the earliest moment, on the machine's clock, at
-    which the outcome may be seen; jobs that are given later are due no earlier.
+    ``due_ns`` is the earliest moment, on the machine's clock, at which the outcome may be seen;
+    jobs that are given later are due no earlier.
     """
 
-    __slots__ = ("do", "due_ns", "error", "finish")
+    __slots__ = ("do", "due_ns", "finish")
 
     def __init__(self, do: Callable[[], None], finish: Callable[[Job], None], due_ns: int) -> None:
         self.do = do
         self.finish = finish
         self.due_ns = due_ns
-        self.error: int | None = None
 
 
 class ImageWorker:
@@ -183,8 +182,7 @@ class ImageWorker:
         self._done: deque[Job] = deque()
         self._is_announced = False
         self._waits_for_due = False
-        self._is_closed = False
-        self._is_abandoned = False
+        self._is_ending = False
         self._bug: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="image", daemon=True)
         self._thread.start()
@@ -194,21 +192,25 @@ class ImageWorker:
         self._given.put(jobs)
 
     def close(self) -> None:
-        """Finish everything that was given, and end the thread."""
-        self._given.put(None)
-        self._thread.join()
-        self._is_closed = True
+        """End the thread, and finish every job; one that had not begun by now is never done.
+
+        So whoever waits for this waits for one job, however much a guest has asked for.
+        """
+        self._end_thread()
         self._collect()
 
     def abandon(self) -> None:
-        """Finish the one job that is being done, and end the thread; nobody hears of any."""
-        self._is_abandoned = True
-        self._given.put(None)
-        self._thread.join()
+        """End the thread, as ``close`` does; nobody hears of any job."""
+        self._end_thread()
         # What is left holds views of guests' pages.
         self._given = SimpleQueue()
         self._done.clear()
         self.when_collected = _nothing
+
+    def _end_thread(self) -> None:
+        self._is_ending = True
+        self._given.put(None)
+        self._thread.join()
 
     def _run(self) -> None:
         while True:
@@ -217,9 +219,8 @@ class ImageWorker:
                 return
             since = time.monotonic_ns()
             for job in jobs:
-                if self._is_abandoned:
-                    return
-                self._do(job)
+                if not self._is_ending:
+                    self._do(job)
                 self._done.append(job)
                 now = time.monotonic_ns()
                 if now - since > _HAND_OVER_NS:
@@ -230,8 +231,6 @@ class ImageWorker:
     def _do(self, job: Job) -> None:
         try:
             job.do()
-        except OSError as error:
-            job.error = error.errno or errno.EIO
         except BaseException as bug:  # noqa: BLE001 - it is ours, and raised on the main thread
             self._bug = bug
 
@@ -247,7 +246,7 @@ class ImageWorker:
         now_ns = self._link.now_ns()
         while self._done:
             job = self._done[0]
-            if job.due_ns > now_ns and not self._is_closed:
+            if job.due_ns > now_ns and not self._is_ending:
                 self._wait_for_due(job.due_ns)
                 break
             self._done.popleft()
