@@ -50,9 +50,25 @@ LAST_INTERFACE = 3
 
 
 @pytest.fixture(params=[1, 4], ids=["1 vCPU", "4 vCPUs"])
-def shell(request: pytest.FixtureRequest) -> Iterator[Machine]:
+def vcpus(request: pytest.FixtureRequest) -> str:
+    return f"vcpus={request.param}"
+
+
+@pytest.fixture
+def shell(vcpus: str) -> Iterator[Machine]:
+    """One with 8 MB."""
+    yield from booted(vcpus)
+
+
+@pytest.fixture
+def larger_shell(vcpus: str) -> Iterator[Machine]:
+    """One that has memory for as many buffers as a card can use, however much else is used."""
+    yield from booted(vcpus, "memory=32")
+
+
+def booted(*overrides: str) -> Iterator[Machine]:
     rack = Rack(memory_bytes=RACK_BYTES)
-    machine = Machine(f"vcpus={request.param}", rack=rack)
+    machine = Machine(*overrides, rack=rack)
     machine.wait_for(PROMPT)
     yield machine
     machine.close()
@@ -133,9 +149,10 @@ class Served(Card):
 
 @pytest.mark.parametrize("forgets", [False, True], ids=["joins", "waits"])
 def test_a_backend_that_is_killed_and_started_again_is_met_anew(
-    shell: Machine, *, forgets: bool
+    larger_shell: Machine, *, forgets: bool
 ) -> None:
     """Addresses stay. The backend may find our state of before, or nodes that were made anew."""
+    shell = larger_shell
     with ExitStack() as undo:
         card = Served(shell, undo)
         card.wait_for_states("4", "4")
