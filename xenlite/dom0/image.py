@@ -183,8 +183,7 @@ class ImageWorker:
         self._done: deque[Job] = deque()
         self._is_announced = False
         self._waits_for_due = False
-        self._is_closed = False
-        self._is_abandoned = False
+        self._is_ending = False
         self._bug: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="image", daemon=True)
         self._thread.start()
@@ -194,21 +193,25 @@ class ImageWorker:
         self._given.put(jobs)
 
     def close(self) -> None:
-        """Finish everything that was given, and end the thread."""
-        self._given.put(None)
-        self._thread.join()
-        self._is_closed = True
+        """End the thread, and finish every job; one that had not begun by now is never done.
+
+        So whoever waits for this waits for one job, however much a guest has asked for.
+        """
+        self._end_thread()
         self._collect()
 
     def abandon(self) -> None:
-        """Finish the one job that is being done, and end the thread; nobody hears of any."""
-        self._is_abandoned = True
-        self._given.put(None)
-        self._thread.join()
+        """End the thread, as ``close`` does; nobody hears of any job."""
+        self._end_thread()
         # What is left holds views of guests' pages.
         self._given = SimpleQueue()
         self._done.clear()
         self.when_collected = _nothing
+
+    def _end_thread(self) -> None:
+        self._is_ending = True
+        self._given.put(None)
+        self._thread.join()
 
     def _run(self) -> None:
         while True:
@@ -217,9 +220,8 @@ class ImageWorker:
                 return
             since = time.monotonic_ns()
             for job in jobs:
-                if self._is_abandoned:
-                    return
-                self._do(job)
+                if not self._is_ending:
+                    self._do(job)
                 self._done.append(job)
                 now = time.monotonic_ns()
                 if now - since > _HAND_OVER_NS:
@@ -246,7 +248,7 @@ class ImageWorker:
         now_ns = self._link.now_ns()
         while self._done:
             job = self._done[0]
-            if job.due_ns > now_ns and not self._is_closed:
+            if job.due_ns > now_ns and not self._is_ending:
                 self._wait_for_due(job.due_ns)
                 break
             self._done.popleft()

@@ -110,7 +110,10 @@ class Vbd:
         )
 
     def close(self) -> None:
-        """Take the device away: I/O that is in work is finished first. The image stays open."""
+        """Take the device away; the image stays open.
+
+        One request at most is waited for: what was not begun is not done, as when a disk is pulled.
+        """
         self._device.close()
         self._worker.close()
 

@@ -96,7 +96,7 @@ class Disks:
         return vbd
 
     def detach(self, number: int) -> None:
-        """Take a disk away, whatever its frontend is doing; I/O in work is finished."""
+        """Take a disk away, whatever its frontend is doing."""
         self._attached.detach(number)
 
     def ask_back(self, number: int, gone: Callable[[], None]) -> None:

@@ -275,6 +275,48 @@ def test_a_disk_that_is_late_makes_no_other_late(path: Path, tmp_path: Path) -> 
         assert slow.ring.take(9) == []
 
 
+class LeftImage(UncachedImage):
+    """An image whose writes wait until somebody waits for its worker."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, read_only=False)
+        self.has_begun, self.may_go = threading.Event(), threading.Event()
+        self.writes = 0
+
+    def write_from(self, views: Sequence[memoryview], offset: int) -> None:
+        """Count, wait, and write."""
+        self.writes += 1
+        self.has_begun.set()
+        assert self.may_go.wait(20)
+        super().write_from(views, offset)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_whoever_takes_a_disk_away_waits_for_one_request_at_most(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, persistent: bool
+) -> None:
+    """A guest that ends with a ring full of work must not hold up the others for all of it."""
+    image = LeftImage(path)
+    with front(path, image=image) as guest:
+        guest.connect(persistent=persistent)
+        guest.offer(20, 20)
+        for _ in range(20):
+            guest.put(BLKIF_OP_WRITE, 8, [(20, 0, 7)])
+        guest.send()
+        guest.settle(in_work(guest))
+        assert image.has_begun.wait(20)
+        join = threading.Thread.join
+
+        def let_go(thread: threading.Thread, timeout: float | None = None) -> None:
+            image.may_go.set()
+            join(thread, timeout)
+
+        monkeypatch.setattr(threading.Thread, "join", let_go)
+        guest.vbd.close()
+        assert image.writes == 1
+        monkeypatch.setattr(guest.vbd, "close", lambda: None)
+
+
 # -- frontends that die ---------------------------------------------------------------------------
 
 

@@ -150,7 +150,7 @@ def test_a_process_that_is_killed_leaves_nothing_and_the_next_begins_anew(host: 
 
         killer = threading.Thread(target=task.kill)
         killer.start()
-        while not vbd._worker._is_abandoned:
+        while not vbd._worker._is_ending:
             pass
         assert list(host.hypervisor.domains[host.driver].maptrack.pins()), "a read is going on"
         host.image.may_go.set()
