@@ -601,6 +601,39 @@ def test_much_that_is_cached_is_left_to_the_worker(
         assert guest.page(20).read(0, PAGE) == at(8)
 
 
+class Engine:
+    """What has translated a frame, and hears what it has to forget."""
+
+    slot = 0
+
+    def __init__(self) -> None:
+        self.forgotten: list[int] = []
+
+    def invalidate_code(self, maddr: int, _size: int) -> None:
+        """Hear it."""
+        self.forgotten.append(maddr // PAGE)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", [RawImage, CountingImage])
+def test_code_that_a_disk_is_read_over_is_translated_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RawImage], *, persistent: bool
+) -> None:
+    if kind is CountingImage:  # by the worker
+        monkeypatch.setattr(blkback, "MOST_CACHED_BYTES", 0)
+    with front(path, image=kind(path, read_only=False)) as guest:
+        guest.connect(persistent=persistent)
+        guest.offer(20, 20)
+        memory, mfn, engine = guest.hypervisor.machine.memory, guest.mfns[20], Engine()
+        memory.attach(engine)
+        memory.mark_code(mfn, engine)
+        assert guest.ask(BLKIF_OP_WRITE, 0, [(20, 0, 7)]) == BLKIF_RSP_OKAY
+        assert engine.forgotten == []
+        assert guest.ask(BLKIF_OP_READ, 8, [(20, 0, 0)]) == BLKIF_RSP_OKAY
+        assert engine.forgotten == [mfn]
+        memory.detach(engine)
+
+
 class FailingImage(RawImage):
     """An image whose disk reports an error."""
 
