@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 
 _READ: Final = Operation.READ
 MOST_AT_ONCE: Final = 64  # requests that are taken before others have their turn
+MOST_PAGES_AT_ONCE: Final = 1024  # and pages that are checked for them, which is 3 ms
 MOST_CACHED_BYTES: Final = 2 << 20  # and bytes that are copied meanwhile, which is 1 ms
 
 
@@ -92,6 +93,7 @@ class BlockRing:
         self._pages: FrontendPages = (
             LastingPages(link, offer.domid) if offer.persistent else self._passing
         )
+        self._slots: list[bytes] = []  # requests that were taken, and wait for the next turn
         self._answers: list[bytes] = []  # slots, not in the ring yet
         self.in_work = 0
         self.is_open = True
@@ -168,28 +170,40 @@ class BlockRing:
         if not self.is_open:
             return
         try:
-            slots = self._ring.take(MOST_AT_ONCE)
-            self.requests += len(slots)
-            transfers = join(self._good(slots))
+            taken = self._ring.take(MOST_AT_ONCE - len(self._slots))
+            self.requests += len(taken)
+            self._slots += taken
+            transfers = join(self._good())
             done = self._read_at_once(transfers)
             jobs = [job for transfer in transfers[done:] for job in self._start(transfer)]
             if jobs:
                 self._worker.give(jobs)
             self._publish()
-            if self._ring.has_more():
+            if self._slots or self._ring.has_more():
                 self._is_queued = True
                 self._link.defer(self._next_turn, charge=self._frontend)
         except PeerError as error:
             self._let_go()
             self._broken(error)
 
-    def _good(self, slots: list[bytes]) -> list[Request]:
-        """Decode requests, and answer those that can't be done."""
+    def _good(self) -> list[Request]:
+        """Decode requests of no more pages than may be, and answer those that can't be done."""
         disk, wire = self._disk, self._wire
-        found = [decode(slot, disk, wire) for slot in slots]
+        found: list[Request | Indirect | Bad] = []
+        pages = 0
+        for slot in self._slots:
+            request = decode(slot, disk, wire)
+            found.append(request)
+            if isinstance(request, Request):
+                pages += len(request.refs)
+            elif isinstance(request, Indirect):
+                pages += request.pages
+            if pages >= MOST_PAGES_AT_ONCE:
+                break
+        del self._slots[: len(found)]
         indirect = [request for request in found if isinstance(request, Indirect)]
         segments = iter(self._segments(indirect) if indirect else ())
-        good = []
+        good: list[Request] = []
         for request in found:
             if isinstance(request, Indirect):
                 request = self._resolve(request, next(segments))

@@ -129,6 +129,11 @@ class Indirect:
     refs: tuple[int, ...]
     size: int
 
+    @property
+    def pages(self) -> int:
+        """Return how many pages its segments are of."""
+        return self.size // SIZEOF_BLKIF_REQUEST_SEGMENT
+
 
 @dataclass(frozen=True, slots=True)
 class Bad:

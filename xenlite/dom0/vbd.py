@@ -76,7 +76,6 @@ class Vbd:
         self._number = paths.number
         self._image = image
         self._latency_ns = latency_ns
-        self._worker = ImageWorker(link, paths.frontend_domid)
         self.disk = Disk(image.size_bytes // SECTOR, read_only, image.can_discard)
         self._device = BackendDevice(
             store,
@@ -87,6 +86,7 @@ class Vbd:
             broken=broken,
             rejoins=False,
         )
+        self._worker = ImageWorker(link, paths.frontend_domid)  # last: it has a thread
 
     @property
     def state(self) -> State:

@@ -234,3 +234,13 @@ def test_the_frontend_of_a_driver_domain_need_not_trust_dom0s_numbers(host: Host
     assert len(host.said) == 2
     assert list(domain.grants.uses()) == []
     task.kill()
+
+
+def test_a_disk_that_can_not_be_shown_leaves_no_thread(host: Host) -> None:
+    task, _ = host.start()
+    threads = threading.active_count()
+    with pytest.raises(Refused):
+        task.serve(vbd_paths(0, host.front, NUMBER), host.image)
+    assert threading.active_count() == threads
+    task.kill()
+    assert host.audit() == []

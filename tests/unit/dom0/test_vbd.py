@@ -31,8 +31,17 @@ from xenlite.abi.x86_32p import (
     GTF_readonly,
 )
 from xenlite.dom0 import blkback
-from xenlite.dom0.blkback import MOST_AT_ONCE
-from xenlite.dom0.blkif import WIRES, Bad, Disk, Indirect, Request, Wire, decode
+from xenlite.dom0.blkback import MOST_AT_ONCE, MOST_PAGES_AT_ONCE
+from xenlite.dom0.blkif import (
+    MAX_INDIRECT_SEGMENTS,
+    WIRES,
+    Bad,
+    Disk,
+    Indirect,
+    Request,
+    Wire,
+    decode,
+)
 from xenlite.dom0.image import ImageWorker, Job, RawImage
 from xenlite.dom0.xenbus import BLOCK_TRANSITIONS, NET_TRANSITIONS, Action, State, Transitions, step
 from xenlite.errors import ConfigError
@@ -312,6 +321,47 @@ def test_a_ring_full_is_taken_in_turns_however_many_events_come(path: Path) -> N
         assert taken == [MOST_AT_ONCE] * 8
 
 
+def test_large_requests_are_fewer_in_a_turn(path: Path) -> None:
+    """Each page costs a check and a pin, so a full ring of them would be 50 ms for everybody."""
+    image = SlowImage(path)
+    with front(path, image=image) as guest:
+        guest.connect(pages=16)
+        for ref in range(100, 100 + MAX_INDIRECT_SEGMENTS):
+            guest.offer(ref, ref)
+        segments = [(100 + n, 0, 0) for n in range(MAX_INDIRECT_SEGMENTS)]
+        ids = [guest.put_indirect(BLKIF_OP_READ, 0, segments, 20 + n) for n in range(9)]
+        ids += [guest.put(BLKIF_OP_READ, 0, [(100, 0, 7)])]
+        guest.send()
+        ring = guest.vbd.ring
+        assert ring is not None
+        each = MOST_PAGES_AT_ONCE // MAX_INDIRECT_SEGMENTS
+        for taken in (each, 2 * each, 10, 10):
+            assert guest.hypervisor.run(lambda: True)
+            assert ring.in_work == taken
+        image.may_go.set()
+        assert guest.answers() == dict.fromkeys(ids, BLKIF_RSP_OKAY)
+        assert list(guest.ring.take(9)) == []
+
+
+@pytest.mark.parametrize("start", ["closes", "breaks"])
+def test_what_was_left_for_the_next_turn_goes_with_its_ring(path: Path, start: str) -> None:
+    with front(path) as guest:
+        guest.connect(pages=16)
+        guest.offer(100, 100)
+        segments = [(100, 0, 0)] * MAX_INDIRECT_SEGMENTS
+        for n in range(9):
+            guest.put_indirect(BLKIF_OP_READ, 0, segments, 20 + n)
+        guest.send()
+        assert guest.hypervisor.run(lambda: True)
+        if start == "closes":
+            guest.show(State.CLOSED)
+            assert guest.seen == "6"
+        else:
+            guest.page(0).write_u32(SRING_REQ_PROD, 1 << 31)
+            guest.settle(lambda: guest.vbd.ring is None)
+            assert guest.seen == "5"
+
+
 class SteppingImage(RawImage):
     """An image that takes a millisecond to copy what it has in the cache."""
 
@@ -549,6 +599,39 @@ def test_much_that_is_cached_is_left_to_the_worker(
         assert guest.answers() == dict.fromkeys(ids, BLKIF_RSP_OKAY)
         assert image.waited == 3
         assert guest.page(20).read(0, PAGE) == at(8)
+
+
+class Engine:
+    """What has translated a frame, and hears what it has to forget."""
+
+    slot = 0
+
+    def __init__(self) -> None:
+        self.forgotten: list[int] = []
+
+    def invalidate_code(self, maddr: int, _size: int) -> None:
+        """Hear it."""
+        self.forgotten.append(maddr // PAGE)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", [RawImage, CountingImage])
+def test_code_that_a_disk_is_read_over_is_translated_anew(
+    path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[RawImage], *, persistent: bool
+) -> None:
+    if kind is CountingImage:  # by the worker
+        monkeypatch.setattr(blkback, "MOST_CACHED_BYTES", 0)
+    with front(path, image=kind(path, read_only=False)) as guest:
+        guest.connect(persistent=persistent)
+        guest.offer(20, 20)
+        memory, mfn, engine = guest.hypervisor.machine.memory, guest.mfns[20], Engine()
+        memory.attach(engine)
+        memory.mark_code(mfn, engine)
+        assert guest.ask(BLKIF_OP_WRITE, 0, [(20, 0, 7)]) == BLKIF_RSP_OKAY
+        assert engine.forgotten == []
+        assert guest.ask(BLKIF_OP_READ, 8, [(20, 0, 0)]) == BLKIF_RSP_OKAY
+        assert engine.forgotten == [mfn]
+        memory.detach(engine)
 
 
 class FailingImage(RawImage):
