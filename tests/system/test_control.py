@@ -173,6 +173,8 @@ def test_disks_come_and_go_while_the_domain_runs(running: Running) -> None:
         path = "/local/domain/0/backend/vbd/2/51728"
         assert disk.split() == ["51728", "0", "2", "1", "-1", "-1", path]
         assert running.do("xenstore", "read", f"{path}/state", f"{path}/sectors") == "2\n2048\n"
+        running.do("xenstore", "write", "/local/domain/0/backend/vbd/2/note", "not a disk")
+        assert len(running.do("block-list", "b").splitlines()) == 2
         running.do("block-detach", "b", "xvdb" if words[0] == "d.img" else "51728")
         assert running.do("block-list", "b").splitlines() == [head]
     running.do("destroy", "b")

@@ -5,6 +5,9 @@ A station finds the same address again, also in the next run: a search for a fre
 place that its MAC chooses. The addresses of a domain's interfaces are reserved as long as they are
 attached, so that whoever asks under many MACs takes none from them. There are MAX_ADDRESSES at
 most, whatever size the network has.
+
+Where all are taken, that is remembered until the first lease ends: whoever goes on asking under new
+MACs costs a search once, and not with each frame.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ MAX_ADDRESSES: Final = 1024
 LEASE_S: Final = 3600
 OFFER_S: Final = 60
 _FOREVER: Final = None
+_NEVER_NS: Final = 1 << 63
 
 
 @dataclass(slots=True)
@@ -35,7 +39,8 @@ class Leases:
         self._first = int(network.network_address) + 1
         self._count = min(network.num_addresses - 2, MAX_ADDRESSES)
         self._by_mac: dict[bytes, _Lease] = {}
-        self._owners: dict[IPv4Address, bytes] = {}
+        self._owners: dict[int, bytes] = {}  # by the address's number
+        self._full_until_ns = 0
 
     def reserve(self, mac: bytes, address: IPv4Address | None) -> IPv4Address | None:
         """Give a station an address until it is released: this one, or one that is free.
@@ -43,18 +48,18 @@ class Leases:
         None where no address is free, or this one can't be had.
         """
         if address is None:
-            address = self._find(mac, None)
-        elif not self._is_ours(address) or not self._is_free(address, None):
+            address = self._search(mac, None)
+        elif not self._is_ours(address) or not self._is_free(int(address), None):
             return None
         if address is not None:
             self._give(mac, address, _FOREVER)
+            self._full_until_ns = 0  # the one that it had may be free
         return address
 
     def release(self, mac: bytes) -> None:
         """Take a station's address back, if it has one."""
-        lease = self._by_mac.pop(mac, None)
-        if lease is not None:
-            del self._owners[lease.address]
+        self._take_back(mac)
+        self._full_until_ns = 0
 
     def lease(self, mac: bytes, now_ns: int, seconds: int) -> IPv4Address | None:
         """Give a station its address for so long; None where all are taken."""
@@ -73,26 +78,38 @@ class Leases:
 
     def owner(self, address: IPv4Address) -> bytes | None:
         """Return the MAC of the station that has an address."""
-        return self._owners.get(address)
+        return self._owners.get(int(address))
+
+    def _take_back(self, mac: bytes) -> None:
+        lease = self._by_mac.pop(mac, None)
+        if lease is not None:
+            del self._owners[int(lease.address)]
 
     def _give(self, mac: bytes, address: IPv4Address, until_ns: int | None) -> None:
-        self.release(mac)
-        former = self._owners.get(address)
+        self._take_back(mac)
+        former = self._owners.get(int(address))
         if former is not None:
-            self.release(former)
+            self._take_back(former)
         self._by_mac[mac] = _Lease(address, until_ns)
-        self._owners[address] = mac
+        self._owners[int(address)] = mac
 
-    def _find(self, mac: bytes, now_ns: int | None) -> IPv4Address | None:
-        """Find an address that is free, or whose time is over.
+    def _find(self, mac: bytes, now_ns: int) -> IPv4Address | None:
+        """Find an address that is free, or whose time is over."""
+        if now_ns < self._full_until_ns:
+            return None
+        address = self._search(mac, now_ns)
+        if address is None:
+            ends = (lease.until_ns for lease in self._by_mac.values())
+            self._full_until_ns = min((e for e in ends if e is not _FOREVER), default=_NEVER_NS)
+        return address
 
-        Without a time, every lease that isn't a reservation may be taken.
-        """
-        start = zlib.crc32(mac)
+    def _search(self, mac: bytes, now_ns: int | None) -> IPv4Address | None:
+        """Look at each address. Without a time, any lease may be taken that is no reservation."""
+        start, own = zlib.crc32(mac), int(self._host.ip)
         for step in range(self._count):
-            address = IPv4Address(self._first + (start + step) % self._count)
-            if self._is_ours(address) and self._is_free(address, now_ns):
-                return address
+            number = self._first + (start + step) % self._count
+            if number != own and self._is_free(number, now_ns):
+                return IPv4Address(number)
         return None
 
     def _is_ours(self, address: IPv4Address) -> bool:
@@ -100,8 +117,8 @@ class Leases:
         ends = (network.network_address, network.broadcast_address, self._host.ip)
         return address in network and address not in ends
 
-    def _is_free(self, address: IPv4Address, now_ns: int | None) -> bool:
-        owner = self._owners.get(address)
+    def _is_free(self, number: int, now_ns: int | None) -> bool:
+        owner = self._owners.get(number)
         if owner is None:
             return True
         until_ns = self._by_mac[owner].until_ns

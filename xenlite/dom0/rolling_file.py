@@ -62,8 +62,10 @@ class RollingFile:
             os.close(fd)
 
     def _begin(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        # Not to wait, for ever maybe, for somebody who reads a pipe: that is refused (ENXIO).
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
         self._fd = os.open(self._path, flags, 0o666)
+        os.set_blocking(self._fd, True)
         self._size = 0
         self._append(self._header)
 

@@ -163,7 +163,8 @@ def _devices(
         if not view.exists(above):
             return []
         names = view.directory(above).decode().split("\0")[:-1]
-        return [show(view, domid, int(name)) for name in sorted(names, key=int)]
+        numbers = sorted(int(name) for name in names if name.isdigit())  # tools may write others
+        return [show(view, domid, number) for number in numbers]
 
     return host.store.server.act_as_tool(look)
 
@@ -236,7 +237,7 @@ def _card(view: View, domid: int, number: int) -> dict[str, object]:
     return {
         "devid": number,
         "backend_domid": 0,
-        "mac": view.read(f"{back}/mac").decode(),
+        "mac": view.read(f"{back}/mac").decode(errors="replace"),
         "handle": number,
         "state": _read_number(view, f"{front}/state"),
         "event_channel": _read_number(view, f"{front}/event-channel"),

@@ -12,10 +12,12 @@ import select
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from xenlite.doors import Link
+
+AGAIN_NS: Final = 100_000_000
 
 
 class Poller:
@@ -43,6 +45,10 @@ class Poller:
         """Watch a descriptor no more."""
         del self._ready[fd]
         self._poll.unregister(fd)
+
+    def later(self, work: Callable[[], None]) -> None:
+        """Run ``work`` in the loop in a while: what the system has run out of may be there then."""
+        self._link.call_at(self._link.now_ns() + AGAIN_NS, work)
 
     def close(self) -> None:
         """End the thread."""

@@ -82,7 +82,8 @@ class SocketServer:
         except (BlockingIOError, ConnectionAbortedError):  # it has left again
             self._watch_listener()
             return
-        except OSError:  # no descriptor for it; there may be one when a client has left
+        except OSError:  # no descriptor for it; there may be one later, whoever gives it back
+            self.poller.later(self._watch_listener)
             return
         connected.setblocking(False)
         self._clients[connected.fileno()] = _Client(self, connected)
@@ -150,7 +151,11 @@ class _Client:
             self._owner.forget(fd)
 
     def _watch(self) -> None:
-        """Have the thread report the socket when it can go on."""
+        """Have the thread report the socket when it can go on.
+
+        Where nothing is wanted nothing is asked: that a client has hung up is reported whatever is
+        wanted, and would be without end as long as it may not be heard.
+        """
         if self._fd < 0:
             return
         wanted = 0
@@ -158,4 +163,5 @@ class _Client:
             wanted |= select.EPOLLIN
         if self._session.head():
             wanted |= select.EPOLLOUT
-        self._owner.poller.want(self._fd, wanted)
+        if wanted:
+            self._owner.poller.want(self._fd, wanted)

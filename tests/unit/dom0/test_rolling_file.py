@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,12 @@ def test_a_full_disk_ends_the_log_and_is_told_once() -> None:
 def test_a_log_that_cannot_be_opened_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Is a directory \(--log\)"):
         RollingFile(tmp_path, "log", "--log", never)
+
+
+def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match=r"No such device or address \(--log\)"):
+        RollingFile(tmp_path / "pipe", "log", "--log", never)
 
 
 def test_each_file_begins_with_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

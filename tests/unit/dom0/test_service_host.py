@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.support.network import arp_frame, dhcp_frame, ip_frame, tcpdump, udp_frame, udp_of
 from xenlite.dom0 import arp, ethernet, ipv4
-from xenlite.dom0.leases import LEASE_S, OFFER_S
+from xenlite.dom0.leases import LEASE_S, MAX_ADDRESSES, OFFER_S, Leases
 from xenlite.dom0.service_host import ASK_AGAIN_NS, MAX_WAITING, NEIGHBOUR_NS, ServiceHost
 from xenlite.dom0.udp_forwards import (
     FIRST_PORT,
@@ -236,6 +236,30 @@ def test_a_flood_of_stations_ends_with_the_addresses_and_takes_none_that_is_rese
     assert net.ask_dhcp(OTHER_MAC, DISCOVER) == (OFFER, reserved.packed)
     net.now_ns = OFFER_S * 10**9
     assert net.ask_dhcp(flood[-1], DISCOVER) is not None, "an offer's time is over"
+
+
+def test_a_flood_where_no_address_is_free_searches_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    leases = Leases(IPv4Interface("10.0.0.1/16"))
+    flood = [b"\2" + number.to_bytes(5, "big") for number in range(MAX_ADDRESSES + 200)]
+    for mac in flood[:MAX_ADDRESSES]:
+        leases.lease(mac, 0, 60)
+    looks = 0
+    is_free = Leases._is_free
+
+    def count(self: Leases, number: int, now_ns: int | None) -> bool:
+        nonlocal looks
+        looks += 1
+        return is_free(self, number, now_ns)
+
+    monkeypatch.setattr(Leases, "_is_free", count)
+    for mac in flood[MAX_ADDRESSES:]:
+        assert leases.lease(mac, 1, 60) is None
+        assert leases.lease(flood[0], 1, 60) is not None, "one that has its own goes on with it"
+    assert looks <= MAX_ADDRESSES
+    leases.release(flood[5])
+    assert leases.lease(flood[-1], 1, 60) is not None
+    assert leases.lease(flood[-2], 1, 60) is None
+    assert leases.lease(flood[-2], 60 * 10**9, 60) is not None, "a lease's time is over"
 
 
 def test_a_reservation_is_for_one_and_of_this_network() -> None:
