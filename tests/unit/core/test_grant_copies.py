@@ -167,6 +167,10 @@ def test_a_list_of_copies_does_what_mappings_of_each_would(
         wanted = [
             mapped_copy(grants, made, ref, offset, None, size) for ref, offset, size in pieces
         ]
+        for n, (ref, offset, size) in enumerate(pieces):
+            # Out of the table itself a mapping reads its own mark.
+            if wanted[n] is not None and frames[offers[ref][2]] == grants.mfns[0]:
+                wanted[n] = shown[grants.mfns[0]][offset : offset + size]
         columns = list(zip(*pieces, strict=True)) or [(), (), ()]
         assert grants.copy_from(0, *columns) == [one or b"" for one in wanted]
         assert contents(made) == shown
