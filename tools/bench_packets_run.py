@@ -127,7 +127,7 @@ class Station:
             Offer(guest.domid, TX_RING_REF, RX_RING_REF, port, port, False, True, False),
             self.counters,
             frame_limit=frame_limit(DEFAULT_MTU),
-            rate=None,
+            limit=None,
             send=plug.send,
             broken=_broken,
         )

@@ -460,6 +460,28 @@ def test_a_rate_below_a_frame_lets_frames_pass() -> None:
         plug.unplug()
 
 
+def test_a_rate_is_the_cards_however_often_its_frontend_connects() -> None:
+    clock = ManualClock()
+    with net(clock) as made:
+        front, peer = made.add(rate=Rate(bytes=1000, interval_ns=50_000_000)), Peer()
+        plug = made.bridge.plug("peer", peer, PEER)
+        for n in range(5):
+            front.connect()
+            front.put_frame(numbered(n, 1000, source=front.mac))
+            front.send()
+            made.settle()
+            front.show(State.CLOSED)
+            front.show(State.INITIALISING)
+        assert len(peer.got) == 1
+        clock.advance(50_000_000)
+        front.connect()
+        front.put_frame(numbered(9, 1000, source=front.mac))
+        front.send()
+        made.settle()
+        assert len(peer.got) == 2
+        plug.unplug()
+
+
 # -- G1 to G3: hostile packets --------------------------------------------------------------------
 
 
