@@ -186,7 +186,7 @@ class NetRings:
             self.is_open = False
             self.counters.rx_dropped += len(self._queue)
             self._queue = ()
-            self._publish_tx()  # what isn't answered, a backend that joins the ring sends again
+            self._publish_tx()  # what isn't answered, a frontend that begins anew sends again
             self._undo.close()
 
     def _fail(self, error: PeerError) -> None:

@@ -854,22 +854,28 @@ def test_a_frontend_that_dies_in_the_middle_leaves_nothing_in_use() -> None:
         assert made.control.audit() == []
 
 
-def test_a_backend_that_starts_again_goes_on_with_the_rings_as_they_are() -> None:
+def test_a_backend_that_starts_again_has_its_frontend_begin_anew() -> None:
     with net() as made:
         front, peer = made.add(), Peer()
         plug = made.bridge.plug("peer", peer, PEER)
         front.connect(start=0xFFFFFFF8)
         for round_ in range(20):
-            before = [front.put_frame(numbered(n, source=front.mac)) for n in range(5)]
-            front.tx.publish()
+            sent = [front.put_frame(numbered(n, source=front.mac)) for n in range(5)]
+            front.send()
+            made.settle(1)
             front.vif.close()
             assert list(front.domain.grants.uses()) == []
+            front.take_statuses()
+            assert [front.statuses[number] for number in sent] == [NETIF_RSP_OKAY] * 5, round_
+            assert len(peer.take()) == 5
             front.vif = front.make_vif()
             made.settle()
-            assert front.seen == "4"
-            front.take_statuses()
-            assert all(front.statuses[number] == NETIF_RSP_OKAY for number in before), round_
-            assert len(peer.take()) == 5
+            assert front.seen == "6"
+            front.show(State.CLOSED)
+            front.show(State.INITIALISING)
+            assert front.seen == "2"
+            front.connect()
             plug.send([numbered(round_, to=front.mac, source=PEER)])
             assert front.receive() == [numbered(round_, to=front.mac, source=PEER)]
+        assert front.said == []
         plug.unplug()
