@@ -201,7 +201,8 @@ class NetRings:
 
     def _on_tx_event(self) -> None:
         self.counters.events += 1
-        self._pump_tx()
+        if not self._is_queued:
+            self._pump_tx()
 
     def _on_rx_event(self) -> None:
         self.counters.events += 1
