@@ -138,7 +138,7 @@ class Station:
             ),
             self.counters,
             frame_limit=frame_limit(DEFAULT_MTU),
-            rate=None,
+            limit=None,
             send=plug.send,
             broken=_broken,
         )

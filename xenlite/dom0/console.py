@@ -126,8 +126,17 @@ class Outer:
     ) -> None:
         """Have output go to ``sink``; ``has_room`` is called whenever no input waits any more."""
         self.sink = sink
-        self.rate = rate
         self.has_room = has_room
+        self._rate = rate
+        self._limit: RateLimit | None = None
+
+    def limit(self, now_ns: int) -> RateLimit | None:
+        """Return what limits the output; it goes on when a frontend connects again."""
+        if self._limit is None and self._rate is not None:
+            from xenlite.dom0.rate import RateLimit  # most consoles have no rate
+
+            self._limit = RateLimit(self._rate, now_ns)
+        return self._limit
 
 
 class Console:
@@ -149,7 +158,7 @@ class Console:
         self._link = link
         self._outer = outer
         self._broken = broken
-        self._limit = _limit(outer.rate, link.now_ns())
+        self._limit = outer.limit(link.now_ns())
         self._is_resting = False
         self._printed_bytes = 0
         self.state = ConsoleState.OPEN
@@ -244,11 +253,3 @@ class Console:
     def _rested(self) -> None:
         self._is_resting = False
         self.pump()
-
-
-def _limit(rate: Rate | None, now_ns: int) -> RateLimit | None:
-    if rate is None:
-        return None
-    from xenlite.dom0.rate import RateLimit
-
-    return RateLimit(rate, now_ns)

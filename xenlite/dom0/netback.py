@@ -48,11 +48,11 @@ from xenlite.dom0.netif import (
     tx_columns,
     tx_responses,
 )
-from xenlite.dom0.rate import Rate, RateLimit
 from xenlite.dom0.slot_ring import PAGE_SIZE, BackRing
 from xenlite.errors import PeerError, Refused
 
 if TYPE_CHECKING:
+    from xenlite.dom0.rate import RateLimit
     from xenlite.doors import Link
 
 MOST_AT_ONCE: Final = 128  # slots that are taken before others have their turn: 0.5 ms
@@ -102,11 +102,14 @@ class NetRings:
         counters: NetCounters,
         *,
         frame_limit: int,
-        rate: Rate | None,
+        limit: RateLimit | None,
         send: Callable[[Sequence[bytes]], None],
         broken: Callable[[PeerError], None],
     ) -> None:
-        """Join what is offered. Raises Refused where it isn't, PeerError where it can't be."""
+        """Join what is offered. Raises Refused where it isn't, PeerError where it can't be.
+
+        ``counters`` and ``limit`` are the card's, and outlive this.
+        """
         self._link = link
         self._frontend = offer.domid
         self.counters = counters
@@ -115,7 +118,7 @@ class NetRings:
         self._send = send
         self._broken = broken
         self._tells_of_room = offer.tells_of_room
-        self._rate = None if rate is None else RateLimit(rate, link.now_ns())
+        self._limit = limit
         self.is_open = True
         self._rest = b""  # slots of a packet that is not whole yet
         self._queue: Sequence[bytes] = ()
@@ -184,7 +187,7 @@ class NetRings:
             self.is_open = False
             self.counters.rx_dropped += len(self._queue)
             self._queue = ()
-            self._publish_tx()  # what isn't answered, a backend that joins the ring sends again
+            self._publish_tx()  # what isn't answered, a frontend that begins anew sends again
             self._undo.close()
 
     def _fail(self, error: PeerError) -> None:
@@ -204,7 +207,8 @@ class NetRings:
 
     def _on_tx_event(self) -> None:
         self.counters.events += 1
-        self._pump_tx()
+        if not self._is_queued:
+            self._pump_tx()
 
     def _on_rx_event(self) -> None:
         self.counters.events += 1
@@ -262,13 +266,13 @@ class NetRings:
 
         Where a rate is limited, as many as surely stay within it, and one more.
         """
-        if self._rate is None:
+        if self._limit is None:
             return MOST_AT_ONCE
-        credit = self._rate.credit(self._link.now_ns())
+        credit = self._limit.credit(self._link.now_ns())
         if credit > 0:
             return min(MOST_AT_ONCE, credit // self._tx_limit + 1)
         self._waits_for_credit = True
-        self._link.call_at(self._rate.next_ns(), self._has_credit, charge=self._frontend)
+        self._link.call_at(self._limit.next_ns(), self._has_credit, charge=self._frontend)
         return 0
 
     def _has_credit(self) -> None:
@@ -280,8 +284,8 @@ class NetRings:
         size = sum(map(len, frames))
         self.counters.tx_packets += len(frames)
         self.counters.tx_bytes += size
-        if self._rate is not None:
-            self._rate.spend(size)
+        if self._limit is not None:
+            self._limit.spend(size)
         self._send(frames)
 
     def _transmit(self, slots: bytes) -> Sequence[bytes]:

@@ -28,6 +28,7 @@ from xenlite.dom0.device_status import DeviceStatus
 from xenlite.dom0.ethernet import parse_address
 from xenlite.dom0.netback import NetCounters, NetRings, Offer
 from xenlite.dom0.netif import DEFAULT_MTU, frame_limit
+from xenlite.dom0.rate import RateLimit
 from xenlite.dom0.xenbus import NET_TRANSITIONS
 from xenlite.errors import PeerError
 
@@ -74,7 +75,7 @@ class Vif:
         self._number = paths.number
         self._frontend_domid = paths.frontend_domid
         self._frame_limit = frame_limit(mtu)
-        self._rate = rate
+        self._limit = None if rate is None else RateLimit(rate, link.now_ns())
         self.counters = NetCounters()
         self._plug = bridge.plug(name, self, parse_address(mac))
         self._device = BackendDevice(
@@ -131,7 +132,7 @@ class Vif:
             self._read_offer(nodes),
             self.counters,
             frame_limit=self._frame_limit,
-            rate=self._rate,
+            limit=self._limit,
             send=self._plug.send,
             broken=self._device.lost,
         )

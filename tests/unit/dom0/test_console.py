@@ -241,3 +241,18 @@ def test_states_in_any_order_survive(changes: list[tuple[str, int]], index: int)
     assert device.seen in ("4", "5")
     device.backend.close()
     front.close()
+
+
+def test_a_rate_goes_on_when_the_frontend_connects_again() -> None:
+    front = Front(Rate(1000, SECOND_NS // 10))
+    console = front.console()
+    front.prints(b"x" * 1500)
+    console.close()
+    console = front.console()
+    front.prints(b"y")
+    assert front.printed == b"x" * 1500
+    front.clock.advance(SECOND_NS // 10)
+    front.settle()
+    assert front.printed == b"x" * 1500 + b"y"
+    console.close()
+    front.close()

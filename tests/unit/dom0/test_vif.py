@@ -249,13 +249,16 @@ def test_a_flood_is_taken_in_turns() -> None:
         plug = made.bridge.plug("peer", peer, PEER)
         front.connect()
         made.settle()
-        for n in range(SLOTS):
-            front.put_frame(numbered(n, source=front.mac))
+        front.put_frame(numbered(0, source=front.mac))
         front.send()
         made.settle(1)
-        assert len(peer.got) == MOST_AT_ONCE
-        made.settle()
-        assert len(peer.got) == SLOTS
+        for n in range(1, SLOTS):
+            front.put_frame(numbered(n, source=front.mac))
+        front.tx.publish()
+        for taken in (1 + MOST_AT_ONCE, SLOTS):
+            front.domain.events.send(front.tx_port)  # unasked
+            made.settle(1)
+            assert len(peer.got) == taken
         plug.unplug()
 
 
@@ -518,6 +521,28 @@ def test_events_while_credit_is_waited_for_cost_nothing(monkeypatch: pytest.Monk
             made.settle(1)
         assert waits == [10_000_000]
         assert front.vif.counters.tx_packets == 1
+
+
+def test_a_rate_is_the_cards_however_often_its_frontend_connects() -> None:
+    clock = ManualClock()
+    with net(clock) as made:
+        front, peer = made.add(rate=Rate(bytes=1000, interval_ns=50_000_000)), Peer()
+        plug = made.bridge.plug("peer", peer, PEER)
+        for n in range(5):
+            front.connect()
+            front.put_frame(numbered(n, 1000, source=front.mac))
+            front.send()
+            made.settle()
+            front.show(State.CLOSED)
+            front.show(State.INITIALISING)
+        assert len(peer.got) == 1
+        clock.advance(50_000_000)
+        front.connect()
+        front.put_frame(numbered(9, 1000, source=front.mac))
+        front.send()
+        made.settle()
+        assert len(peer.got) == 2
+        plug.unplug()
 
 
 # -- G1 to G3: hostile packets --------------------------------------------------------------------
