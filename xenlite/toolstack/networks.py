@@ -7,6 +7,7 @@ host's: domains come and go, and it ends with ``close``.
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -53,7 +54,7 @@ class Networks:
         self._wall_ns = wall_ns
         self._say = say
         self._networks: dict[str, Network] = {}
-        self._captured: set[Path] = set()
+        self._captured: set[str] = set()
         self._undo = ExitStack()
 
     def declare(self, config: NetworkConfig) -> None:
@@ -156,7 +157,7 @@ class Networks:
         of: str | None = None,
         snaplen: int,
     ) -> None:
-        file = path.resolve()
+        file = os.path.realpath(path)  # Path's fails on links that lead nowhere
         if file in self._captured:
             raise ConfigError(Fault(str(path), f"another capture is written there ({wish})"))
         capture = Capture(path, self._wall_ns, self._say, wish=wish, snaplen=snaplen)

@@ -29,6 +29,7 @@ _NAMES: Final = (
     *("bridge", "mac", "ip", "rate", "mtu", "devid", "vifname"),
     *("type", "script", "backend"),
 )
+_VIFNAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 BRIDGE_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}"
 # What xl may say and we do not, with the reason; other values are refused.
 _FIXED: Final = {
@@ -75,6 +76,10 @@ def read_vif(given: str | Mapping[str, str]) -> VifConfig:
     bridge = words.get("bridge") or DEFAULT_BRIDGE
     if re.fullmatch(BRIDGE_NAME, bridge) is None:
         raise ValueError(f"bridge {bridge!r} is no name such as 'xenbr0' (15 characters)")
+    vifname = words.get("vifname") or None
+    if vifname is not None and re.fullmatch(_VIFNAME, vifname) is None:
+        what = "has other characters than letters, digits and _ . - (64)"
+        raise ValueError(f"vifname {vifname!r} {what}")
     return VifConfig(
         bridge=bridge,
         mac=_mac(words["mac"]) if words.get("mac") else None,
@@ -82,7 +87,7 @@ def read_vif(given: str | Mapping[str, str]) -> VifConfig:
         ip=_address(words["ip"]) if words.get("ip") else None,
         rate=read_rate(words["rate"]) if words.get("rate") else None,
         mtu=_number("mtu", words["mtu"], MIN_MTU, MAX_MTU) if words.get("mtu") else DEFAULT_MTU,
-        vifname=words.get("vifname") or None,
+        vifname=vifname,
     )
 
 
