@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -91,14 +91,17 @@ def read_vif(given: str | Mapping[str, str]) -> VifConfig:
     )
 
 
-def complete(vifs: Sequence[VifConfig], domain: str) -> tuple[VifConfig, ...]:
+def complete(
+    vifs: Sequence[VifConfig], domain: str, taken: Collection[int] = ()
+) -> tuple[VifConfig, ...]:
     """Give the cards of a domain the numbers and addresses that they were given none of.
 
+    No card gets one of the numbers that are ``taken``, by cards that are about to go.
     An address is made of the domain's name and the card's number: each run has the same. Raises
     ValueError where two have one number or address.
     """
-    taken = {vif.devid for vif in vifs}
-    free = (devid for devid in range(MAX_DEVID + 1) if devid not in taken)
+    used = {*taken, *(vif.devid for vif in vifs)}
+    free = (devid for devid in range(MAX_DEVID + 1) if devid not in used)
     done: list[VifConfig] = []
     for vif in vifs:
         devid = vif.devid

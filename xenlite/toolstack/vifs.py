@@ -15,7 +15,7 @@ from xenlite.toolstack.attached import AttachedDevices
 from xenlite.toolstack.store_nodes import device_paths, vif_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from xenlite.dom0.device_status import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
@@ -59,6 +59,10 @@ class Vifs:
         if re.fullmatch(r"\d{1,3}", name, re.ASCII) and int(name) in self._attached:
             return int(name)
         return self._macs.get(name.lower())
+
+    def numbers(self) -> Collection[int]:
+        """Return the numbers of the cards, also of those that are asked to go."""
+        return self._attached.numbers()
 
     def status(self) -> list[DeviceStatus]:
         """Return what each card is doing."""
@@ -111,6 +115,9 @@ class Vifs:
 
     def _check(self, network: Network, config: VifConfig, mac: bytes) -> None:
         """Refuse what would be taken for another card."""
+        assert config.devid is not None
+        if config.devid in self._attached:
+            raise self._fault(f"card {config.devid} has not gone yet; give this one another devid")
         name, bridge = station_name(self._name, config), network.bridge
         owner = bridge.owner(mac)
         if owner is not None:

@@ -194,6 +194,24 @@ def test_a_domain_with_a_number_twice_keeps_the_first(host: Host, kernel: Path) 
     guest.stop()
 
 
+def test_a_card_that_has_not_gone_yet_keeps_its_number(host: Host, kernel: Path) -> None:
+    before = host.held()
+    guest = guest_of(kernel, "a", "")
+    front = FRONT.format(host.start(guest), 0)
+    host.store.server.act_as_tool(lambda view: view.write(f"{front}/state", b"5"))
+    host.settle()
+    gone: list[int] = []
+    guest.detach_vif(0, lambda: gone.append(0))
+    host.settle()
+    assert gone == []
+    with pytest.raises(ConfigError, match="vif: card 0 has not gone yet; give this one another"):
+        guest.attach_vif(read_vif("devid=0,mac=00:16:3e:00:00:09,vifname=new"))
+    assert guest.attach_vif(read_vif("")).devid == 1
+    guest.stop()
+    assert gone == [0]
+    assert host.held() == before
+
+
 def test_a_start_that_fails_in_the_middle_leaves_nothing(
     host: Host, kernel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
