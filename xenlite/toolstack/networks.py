@@ -7,10 +7,8 @@ host's: domains come and go, and it ends with ``close``.
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from xenlite.dom0.dgram import DgramChannel, HostAddress
@@ -54,7 +52,6 @@ class Networks:
         self._wall_ns = wall_ns
         self._say = say
         self._networks: dict[str, Network] = {}
-        self._captured: set[str] = set()
         self._undo = ExitStack()
 
     def declare(self, config: NetworkConfig) -> None:
@@ -157,11 +154,6 @@ class Networks:
         of: str | None = None,
         snaplen: int,
     ) -> None:
-        file = os.path.realpath(path)  # Path's fails on links that lead nowhere
-        if file in self._captured:
-            raise ConfigError(Fault(str(path), f"another capture is written there ({wish})"))
         capture = Capture(path, self._wall_ns, self._say, wish=wish, snaplen=snaplen)
         undo.callback(capture.close)
-        self._captured.add(file)
-        undo.callback(partial(self._captured.discard, file))
         undo.callback(bridge.capture(capture, of))
