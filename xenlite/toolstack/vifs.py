@@ -72,10 +72,9 @@ class Vifs:
         """Show a card, complete, to the domain, which may run already. Raises ConfigError."""
         assert config.devid is not None
         assert config.mac is not None
-        network = self._networks.network(config.bridge)
-        self._check(network, config, config.mac)
         paths = vif_paths(self._link.domid, self._domid, config.devid)
-        with ExitStack() as undo:
+        with self._networks.joining(config.bridge) as network, ExitStack() as undo:
+            self._check(network, config, config.mac)
             self._reserve(network, config, config.mac, undo)
             mac = format_address(config.mac)
             undo.callback(self._store.remove, device_paths(self._domid, "vif", config.devid))

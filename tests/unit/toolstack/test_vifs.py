@@ -180,6 +180,9 @@ def test_a_card_that_cannot_be_is_one_line_and_leaves_nothing(
     with pytest.raises(ConfigError, match=r"vif: "):
         running.attach_vif(read_vif(wish))
     assert running.config.vifs == ()
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.5 is taken, or no guest's .*\(new\)"):
+        running.attach_vif(read_vif("bridge=new,ip=10.0.0.5"))
+    assert "new" not in {one["network"] for one in host.networks.statistics()}
     running.stop()
     assert host.held() == before
     first.stop()
