@@ -430,6 +430,8 @@ def test_files_that_are_missing_or_no_kernels_are_named(domain: Path, tmp_path: 
     assert refused(domain, f"kernel={tmp_path}") == [f"xenlite: {tmp_path}: not a regular file"]
     assert refused(domain, f"kernel={domain}") == [f"xenlite: {domain}: not an ELF file"]
     assert refused(domain, "ramdisk=/dev/zero") == ["xenlite: /dev/zero: not a regular file"]
+    long = "x" * 300
+    assert refused(domain, f"ramdisk=/{long}") == [f"xenlite: /{long}: File name too long"]
     assert refused(domain, "--log", tmp_path) == [f"xenlite: {tmp_path}: Is a directory (--log)"]
 
 

@@ -11,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -408,6 +409,20 @@ def test_a_console_is_joined_and_left(kernel: Path, tmp_path: Path) -> None:
         assert shown == b"", "the console is not on the terminal"
     log = (tmp_path / "c.log").read_bytes()
     assert log == b"hello\nround 0\nround 1\npiped\x1d\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_gives_the_terminal_back(kernel: Path, tmp_path: Path, number: int) -> None:
+    sockets = tmp_path / "s"
+    with host_of(consoled(tmp_path, kernel, "e", "pty"), sockets):
+        person = joined(sockets)
+        person.expect(b"hello\r\n")
+        assert not termios.tcgetattr(person.child_fd)[3] & termios.ECHO
+        person.kill(number)
+        person.expect(pexpect.EOF)
+        person.wait()
+        assert person.exitstatus == 128 + number
+        assert termios.tcgetattr(person.child_fd)[3] & termios.ECHO
 
 
 def test_a_guest_commands_no_terminal_by_its_pty(kernel: Path, tmp_path: Path) -> None:

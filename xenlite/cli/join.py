@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import termios
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from xenlite.cli.escapes import EscapeFilter
-from xenlite.cli.terminal import LEAVE_KEY, raw_modes
+from xenlite.cli.terminal import LEAVE_KEY, SIGNALS, raw_modes
 from xenlite.errors import ConfigError, Fault
 
 READ_BYTES: Final = 4096
@@ -85,13 +86,19 @@ def _write_all(fd: int, data: bytes) -> None:
 
 @contextmanager
 def _keys_as_typed(fd: int) -> Iterator[None]:
-    """Have every key at once and unechoed, if a person types."""
+    """Have every key at once and unechoed, if a person types; a signal gives the terminal back."""
     if not os.isatty(fd):
         yield
         return
     saved = termios.tcgetattr(fd)
-    termios.tcsetattr(fd, termios.TCSADRAIN, raw_modes(saved))
+    for number in SIGNALS:
+        signal.signal(number, _leave)
     try:
+        termios.tcsetattr(fd, termios.TCSADRAIN, raw_modes(saved))
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSAFLUSH, saved)
+
+
+def _leave(number: int, _frame: object) -> None:
+    sys.exit(128 + number)

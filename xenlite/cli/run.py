@@ -43,7 +43,8 @@ def load(
             config = replace(config, kernel=build_kernel(config.kernel))
         except ConfigError as error:
             faults += error.faults
-    if config.ramdisk is not None and config.ramdisk.is_dir():
+    # Path's own is_dir raises where it may not look; whoever reads the file says why, in a line.
+    if config.ramdisk is not None and os.path.isdir(config.ramdisk):  # noqa: PTH112
         from xenlite.devkit.program_cache import build_archive
 
         try:

@@ -89,7 +89,7 @@ class RawImage:
         except OSError as error:
             self.close()
             busy = error.errno == errno.EWOULDBLOCK
-            what = "in use by another disk" if busy else error.strerror or str(error)
+            what = "in use by another disk or a log" if busy else error.strerror or str(error)
             raise ConfigError(Fault(str(path), what)) from None
 
     def read_cached(self, views: Sequence[memoryview], offset: int) -> bool:

@@ -8,6 +8,7 @@ frames of one batch have one stamp. The file is little-endian.
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -44,7 +45,8 @@ class Capture:
         snaplen: int = SNAPLEN,
     ) -> None:
         """Begin it; ``wish`` names the option that asked for it. Raises ConfigError."""
-        if path.exists() and not path.is_file():  # a pipe that nobody reads would stop the guests
+        # A pipe that nobody reads would stop the guests. What can't be looked at can't be opened.
+        if os.path.exists(path) and not path.is_file():  # noqa: PTH110 - Path's would raise
             raise ConfigError(Fault(str(path), f"not a regular file ({wish})"))
         self._wall_ns = wall_ns
         self._snaplen = snaplen

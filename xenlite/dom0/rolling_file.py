@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import stat
 import threading
@@ -63,11 +65,23 @@ class RollingFile:
 
     def _begin(self) -> None:
         # Not to wait, for ever maybe, for somebody who reads a pipe: that is refused (ENXIO).
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NONBLOCK
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         self._fd = os.open(self._path, flags, 0o666)
         os.set_blocking(self._fd, True)
+        if stat.S_ISREG(os.fstat(self._fd).st_mode):
+            self._lock()
+            os.ftruncate(self._fd, 0)
         self._size = 0
         self._append(self._header)
+
+    def _lock(self) -> None:
+        """Write to a file alone, and to none that is a disk's: each would destroy the other."""
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(errno.EBUSY, "in use by another log, capture or disk") from None
+        except OSError:  # a file system that has no locks
+            pass
 
     def _append(self, piece: bytes) -> None:
         view = memoryview(piece)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
@@ -34,12 +34,17 @@ class AttachedDevices:
         """Tell whether there is a device of that number."""
         return number in self._attached
 
+    def numbers(self) -> Collection[int]:
+        """Return the numbers of the devices."""
+        return self._attached.keys()
+
     def status(self) -> list[DeviceStatus]:
         """Return what each device is doing."""
         return [attached.device.status() for attached in self._attached.values()]
 
     def add(self, number: int, device: Device, undo: ExitStack) -> None:
-        """Keep a device, and what takes it away."""
+        """Keep a device of a number that no other one has, and what takes it away."""
+        assert number not in self._attached, number
         self._attached[number] = _Attached(device, undo)
 
     def detach(self, number: int) -> None:

@@ -7,9 +7,7 @@ Three steps, each of which reports all that it finds::
     entries --(KEYS)---------> values of the right type         unknown keys, types, ranges
     values ------------------> DomainConfig                     rules that join two keys
 
-Every value is taken as the text that stands in the file, so that ``name: 1`` and ``name: yes`` are
-names. The file is read as events and never composed: the C composer recurses on nested lists
-without a bound, so that a file of a million ``[`` would end the process.
+The first is ``config_entries.py``'s; the others are here.
 
 KEYS is the one description of the file; the JSON Schema comes from it too. It is a table of ours
 because importing pydantic and building a model of these keys takes 80 ms of the 200
@@ -24,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import yaml
-
 from xenlite.abi.x86_32p import (
     EVTCHN_2L_NR_CHANNELS,
     MAX_GUEST_CMDLINE,
@@ -35,6 +31,7 @@ from xenlite.abi.x86_32p import (
     VMASST_TYPE_writable_pagetables,
 )
 from xenlite.errors import ConfigError, Fault
+from xenlite.toolstack.config_entries import read_entries, read_file, read_overrides
 from xenlite.toolstack.console_config import ConsoleConfig, Output, read_console
 from xenlite.toolstack.disk_config import DiskConfig, read_disk
 from xenlite.toolstack.domain_config import MAX_MEMORY_MIB, DomainConfig, Reaction, mebibytes
@@ -44,11 +41,10 @@ from xenlite.toolstack.network_schema import NETWORK, NETWORK_LISTS, VIF
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from xenlite.toolstack.config_entries import Entry
     from xenlite.toolstack.network_config import NetworkConfig
     from xenlite.toolstack.vif_config import VifConfig
 
-MAX_FILE_BYTES: Final = 1 << 20
-MAX_DEPTH: Final = 32
 MIN_MEMORY_MIB: Final = 4  # the smallest initial mapping
 MAX_CPU_WEIGHT: Final = 65535
 MAX_CAP: Final = 100 * XEN_LEGACY_MAX_VCPUS
@@ -300,19 +296,7 @@ KEYS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """The value of one key as it was written, None for none; and where it stands.
-
-    ``nested`` names what stood there instead of a plain value; ``items`` are the values of a key
-    that may have several, each with its own place. Paths start at ``base``.
-    """
-
-    value: str | None
-    where: str
-    base: Path
-    nested: str = ""
-    items: tuple[tuple[str, str | dict[str, str]], ...] = ()
+_LISTS: Final = {word: key.lists for word, key in KEYS.items() if key.is_list}
 
 
 def load(path: Path, overrides: Iterable[str] = ()) -> DomainConfig:
@@ -320,19 +304,19 @@ def load(path: Path, overrides: Iterable[str] = ()) -> DomainConfig:
 
     Raises ConfigError with every fault: each names the file, the line and the key.
     """
-    return parse(_read(path), str(path), path.parent, overrides)
+    return parse(read_file(path), str(path), path.parent, overrides)
 
 
 def parse(text: bytes, name: str, directory: Path, overrides: Iterable[str] = ()) -> DomainConfig:
     """Read a domain from the bytes of file ``name``; its paths start at ``directory``."""
     faults: list[Fault] = []
     entries: dict[str, Entry] = {}
-    for key, entry in _entries(text, name, directory, faults):
+    for key, entry in read_entries(text, name, directory, _LISTS, faults):
         if key in entries:
             faults.append(Fault(entry.where, f"{key}: given twice, first at {entries[key].where}"))
         else:
             entries[key] = entry
-    entries.update(_overrides(overrides, faults))
+    entries.update(read_overrides(overrides, faults))
     values = _values(entries, name, faults)
     if not faults:
         faults += _joint_rules(values, entries)
@@ -362,182 +346,6 @@ def json_schema() -> dict[str, Any]:
         ],
         "additionalProperties": False,
     }
-
-
-# -- text to entries ------------------------------------------------------------------------------
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigError(Fault(str(path), f"{error.strerror}")) from None
-    if len(text) > MAX_FILE_BYTES:
-        raise ConfigError(Fault(str(path), f"longer than {MAX_FILE_BYTES >> 20} MiB"))
-    return text
-
-
-def _entries(
-    text: bytes, name: str, directory: Path, faults: list[Fault]
-) -> Iterator[tuple[str, Entry]]:
-    """Yield the keys of the file's one mapping, with duplicates; note what is not a plain value."""
-    try:
-        events = yaml.parse(text, Loader=_LOADER)
-        yield from _pairs(events, name, directory, faults)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f"{name}:{mark.line + 1}" if mark else name
-        what = " ".join(filter(None, (error.context, error.problem)))
-        raise ConfigError(*faults, Fault(where, f"not YAML: {what}")) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        what = str(error).splitlines()[0]
-        raise ConfigError(*faults, Fault(name, f"not YAML: {what}")) from None
-
-
-def _pairs(
-    events: Iterator[yaml.Event], name: str, directory: Path, faults: list[Fault]
-) -> Iterator[tuple[str, Entry]]:
-    top = next((e for e in events if not isinstance(e, _FRAMING)), None)
-    if top is None:
-        raise ConfigError(Fault(name, "empty; it needs at least `name:` and `kernel:`"))
-    if not isinstance(top, yaml.MappingStartEvent):
-        raise ConfigError(Fault(_where(name, top), "not a list of `key: value` lines"))
-    for key in events:
-        if isinstance(key, yaml.MappingEndEvent):
-            break
-        where = _where(name, key)
-        if isinstance(key, yaml.ScalarEvent):
-            value = next(events)
-            known = KEYS.get(key.value)
-            if known is not None and known.is_list and isinstance(value, yaml.CollectionStartEvent):
-                items = tuple(_items(value, events, name, faults, known.lists))
-                yield key.value, Entry("", where, directory, items=items)
-                continue
-            yield key.value, _entry(value, where, directory)
-        else:
-            faults.append(Fault(where, "a key must be a plain word"))
-            _skip(key, events)
-            value = next(events)
-        _skip(value, events)
-    for more in events:
-        if isinstance(more, yaml.DocumentStartEvent):
-            what = "a second document; one file describes one domain"
-            faults.append(Fault(_where(name, more), what))
-
-
-def _items(
-    start: yaml.Event,
-    events: Iterator[yaml.Event],
-    name: str,
-    faults: list[Fault],
-    lists: frozenset[str],
-) -> Iterator[tuple[str, str | dict[str, str]]]:
-    """Yield the plain values and groups of a list, or the one group that stands in its place."""
-    if isinstance(start, yaml.MappingStartEvent):
-        yield _where(name, start), _group(events, name, faults, lists)
-        return
-    for event in events:
-        if isinstance(event, yaml.SequenceEndEvent):
-            return
-        where = _where(name, event)
-        if isinstance(event, yaml.ScalarEvent):
-            yield where, event.value
-        elif isinstance(event, yaml.MappingStartEvent):
-            yield where, _group(events, name, faults, lists)
-        else:
-            faults.append(Fault(where, f"{_kind(event)}, where a value or a group of keys belongs"))
-            _skip(event, events)
-
-
-def _group(
-    events: Iterator[yaml.Event], name: str, faults: list[Fault], lists: frozenset[str]
-) -> dict[str, str]:
-    """Read a group of plain keys and values; the values of those in ``lists`` become lines."""
-    group: dict[str, str] = {}
-    for key in events:
-        if isinstance(key, yaml.MappingEndEvent):
-            break
-        where = _where(name, key)
-        _skip(key, events)
-        value = next(events)
-        text: str | None = None
-        is_known_list = isinstance(key, yaml.ScalarEvent) and key.value in lists
-        if isinstance(value, yaml.SequenceStartEvent) and is_known_list:
-            text = _lines(events, name, faults)
-        else:
-            _skip(value, events)
-            if isinstance(value, yaml.ScalarEvent):
-                text = value.value
-        if not isinstance(key, yaml.ScalarEvent) or text is None:
-            faults.append(Fault(where, "keys and values of a group must be plain"))
-        elif key.value in group:
-            faults.append(Fault(where, f"{key.value}: given twice"))
-        else:
-            group[key.value] = text
-    return group
-
-
-def _lines(events: Iterator[yaml.Event], name: str, faults: list[Fault]) -> str:
-    """Read a list of plain values, up to its end, as lines."""
-    lines = []
-    for event in events:
-        if isinstance(event, yaml.SequenceEndEvent):
-            break
-        if isinstance(event, yaml.ScalarEvent):
-            lines.append(event.value)
-        else:
-            faults.append(Fault(_where(name, event), f"{_kind(event)}, where a value belongs"))
-            _skip(event, events)
-    return "\n".join(lines)
-
-
-def _where(name: str, event: yaml.Event) -> str:
-    return f"{name}:{event.start_mark.line + 1}" if event.start_mark else name
-
-
-def _skip(event: yaml.Event, events: Iterator[yaml.Event]) -> None:
-    """Pass over the rest of the node that ``event`` starts.
-
-    libyaml's own work grows with the square of the depth, so that has a bound.
-    """
-    depth = int(isinstance(event, yaml.CollectionStartEvent))
-    while depth:
-        if depth > MAX_DEPTH:
-            raise yaml.YAMLError(f"nested more than {MAX_DEPTH} deep")
-        event = next(events)
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-
-
-def _entry(event: yaml.Event, where: str, base: Path) -> Entry:
-    if isinstance(event, yaml.ScalarEvent):
-        is_null = event.implicit[0] and event.value in {"", "~", "null"}
-        return Entry(None if is_null else event.value, where, base)
-    return Entry("", where, base, nested=_kind(event))
-
-
-_FRAMING = (yaml.StreamStartEvent, yaml.StreamEndEvent, yaml.DocumentStartEvent)
-# The same events come from the pure parser, where PyYAML was built without libyaml.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
-def _kind(event: yaml.Event) -> str:
-    if isinstance(event, yaml.SequenceStartEvent):
-        return "a list"
-    return "a group of keys" if isinstance(event, yaml.MappingStartEvent) else "an alias"
-
-
-def _overrides(words: Iterable[str], faults: list[Fault]) -> dict[str, Entry]:
-    """Read ``key=value`` words of the command line; their paths start where the user stands."""
-    entries = {}
-    for word in words:
-        key, equals, text = word.partition("=")
-        if not equals:
-            faults.append(Fault("command line", f"{word!r} is not key=value"))
-            continue
-        entries[key] = Entry(text, "command line", Path())
-    return entries
 
 
 # -- entries to values ----------------------------------------------------------------------------

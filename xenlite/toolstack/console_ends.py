@@ -71,9 +71,14 @@ class Pty:
     ) -> None:
         """Make it. Raises OSError where the system has none to give."""
         self._master, self._slave = os.openpty()
-        tty.setraw(self._slave)
-        os.set_blocking(self._master, False)
-        self.path = os.ttyname(self._slave)
+        try:
+            tty.setraw(self._slave)
+            os.set_blocking(self._master, False)
+            self.path = os.ttyname(self._slave)
+        except (OSError, termios.error) as error:  # the latter is no OSError
+            os.close(self._master)
+            os.close(self._slave)
+            raise OSError(*error.args) from None
         self._poller = poller
         self._typed = typed
         self._wants_input = wants_input

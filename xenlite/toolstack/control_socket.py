@@ -130,6 +130,8 @@ class ControlSession:
             done.settle(Outcome(error=str(error)))
         except ConfigError as error:
             done.settle(Outcome(error="; ".join(map(str, error.faults))))
+        except OSError as error:  # no descriptor left, not even for code that is read when needed
+            done.settle(Outcome(error=error.strerror or str(error)))
         else:
             if isinstance(answer, Later):
                 return answer

@@ -217,8 +217,9 @@ class Guest:
         """
         from xenlite.toolstack.vif_config import complete
 
+        there = () if self.vifs is None else self.vifs.numbers()
         try:
-            vifs = complete((*self.config.vifs, vif), self.config.name)
+            vifs = complete((*self.config.vifs, vif), self.config.name, there)
         except ValueError as error:
             raise ConfigError(Fault(self.config.name, f"vif: {error}")) from None
         if self.vifs is None:

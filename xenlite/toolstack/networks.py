@@ -7,9 +7,8 @@ host's: domains come and go, and it ends with ``close``.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from xenlite.dom0.dgram import DgramChannel, HostAddress
@@ -22,7 +21,7 @@ from xenlite.toolstack.network_config import NetworkConfig, default_network
 from xenlite.toolstack.vif_config import service_mac
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from xenlite.doors import Link
@@ -31,11 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """One network: its bridge, and its service host if it has one."""
+    """One network: its bridge, its service host if it has one, and what ends it."""
 
     config: NetworkConfig
     bridge: Bridge
     services: ServicePort | None
+    undo: ExitStack
 
 
 class Networks:
@@ -53,8 +53,6 @@ class Networks:
         self._wall_ns = wall_ns
         self._say = say
         self._networks: dict[str, Network] = {}
-        self._captured: set[Path] = set()
-        self._undo = ExitStack()
 
     def declare(self, config: NetworkConfig) -> None:
         """Make a network as it is described. Raises ConfigError, also where it is there and not so.
@@ -72,6 +70,18 @@ class Networks:
         """Return a network, which is made if it isn't there."""
         return self._networks.get(name) or self._make(default_network(name))
 
+    @contextmanager
+    def joining(self, name: str) -> Iterator[Network]:
+        """Give a network to somebody who joins it; where that fails, one made for it goes again."""
+        is_new = name not in self._networks
+        network = self.network(name)
+        try:
+            yield network
+        except BaseException:
+            if is_new:
+                self._networks.pop(name).undo.close()
+            raise
+
     def capture(
         self, name: str, path: Path, *, wish: str, of: str | None = None, snaplen: int = SNAPLEN
     ) -> None:
@@ -79,9 +89,8 @@ class Networks:
 
         Raises ConfigError; ``wish`` names the option that asked for it.
         """
-        self._capture(
-            self.network(name).bridge, path, self._undo, wish=wish, of=of, snaplen=snaplen
-        )
+        network = self.network(name)
+        self._capture(network.bridge, path, network.undo, wish=wish, of=of, snaplen=snaplen)
 
     def statistics(self) -> list[dict[str, object]]:
         """Tell what has passed each station of each network, and what was lost there."""
@@ -101,8 +110,8 @@ class Networks:
 
     def close(self) -> None:
         """End all networks; no domain has a card on them any more."""
-        self._networks.clear()
-        self._undo.close()
+        while self._networks:
+            self._networks.popitem()[1].undo.close()
 
     def _make(self, config: NetworkConfig) -> Network:
         bridge = Bridge(config.name, self._link.now_ns)
@@ -112,8 +121,8 @@ class Networks:
             except ConfigError as error:
                 faults = (Fault(f"network {config.name}", str(one)) for one in error.faults)
                 raise ConfigError(*faults) from None
-            self._undo.push(undo.pop_all())
-        network = self._networks[config.name] = Network(config, bridge, services)
+            network = Network(config, bridge, services, undo.pop_all())
+        self._networks[config.name] = network
         return network
 
     def _plug_in(
@@ -156,11 +165,6 @@ class Networks:
         of: str | None = None,
         snaplen: int,
     ) -> None:
-        file = path.resolve()
-        if file in self._captured:
-            raise ConfigError(Fault(str(path), f"another capture is written there ({wish})"))
         capture = Capture(path, self._wall_ns, self._say, wish=wish, snaplen=snaplen)
         undo.callback(capture.close)
-        self._captured.add(file)
-        undo.callback(partial(self._captured.discard, file))
         undo.callback(bridge.capture(capture, of))

@@ -82,7 +82,7 @@ def listen(path: Path) -> socket.socket:
 
     if len(os.fsencode(path)) >= MAX_SOCKET_PATH:
         raise ConfigError(Fault(str(path), "too long for a socket"))
-    if path.exists() and is_alive(path):
+    if is_alive(path):
         raise ConfigError(Fault(str(path), "somebody listens there already"))
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -100,7 +100,7 @@ def listen(path: Path) -> socket.socket:
 def base_directory() -> Path:
     """Return where directories are made that the user has no wish for."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_dir():
+    if runtime and os.path.isdir(runtime):  # noqa: PTH112 - Path's raises where it may not look
         return Path(runtime) / "xenlite"
     return Path(os.environ.get("TMPDIR") or "/tmp") / f"xenlite-{os.getuid()}"
 
@@ -108,18 +108,22 @@ def base_directory() -> Path:
 def running() -> list[Path]:
     """List the directories below the base in which a store answers."""
     base = base_directory()
-    if not base.is_dir():
+    try:
+        found = sorted(base.iterdir())
+    except OSError:  # there is none, or it is somebody else's
         return []
-    return [path for path in sorted(base.iterdir()) if is_alive(path / STORE_SOCKET)]
+    return [path for path in found if is_alive(path / STORE_SOCKET)]
 
 
 def is_alive(path: Path) -> bool:
-    """Tell whether somebody listens at a socket."""
+    """Tell whether somebody listens at a socket, also one at which too many wait already."""
     import socket
 
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as client:
         try:
             client.connect(str(path))
+        except BlockingIOError:
+            return True
         except OSError:
             return False
     return True

@@ -51,7 +51,10 @@ class Session(Protocol):
 
 
 Greet = Callable[[Callable[[], None]], Session]
-"""Make a new client's session; it calls what it is given when something waits to go out."""
+"""Make a new client's session; it calls what it is given when something waits to go out, later.
+
+Raises OSError where the system has not what that takes.
+"""
 
 
 class SocketServer:
@@ -86,7 +89,12 @@ class SocketServer:
             self.poller.later(self._watch_listener)
             return
         connected.setblocking(False)
-        self._clients[connected.fileno()] = _Client(self, connected)
+        try:
+            self._clients[connected.fileno()] = _Client(self, connected)
+        except OSError:  # nor one for what a session reads at first, which may be its own code
+            connected.close()
+            self.poller.later(self._watch_listener)
+            return
         self._watch_listener()
 
     def _watch_listener(self) -> None:
@@ -101,8 +109,8 @@ class _Client:
         self._owner = owner
         self._socket = connected
         self._fd = connected.fileno()
-        owner.poller.watch(self._fd, select.EPOLLIN, self.serve)
         self._session = owner.greet(self.send)
+        owner.poller.watch(self._fd, select.EPOLLIN, self.serve)
 
     def serve(self) -> None:
         """Send what waits, then take one piece of what has come."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +29,7 @@ _NAMES: Final = (
     *("bridge", "mac", "ip", "rate", "mtu", "devid", "vifname"),
     *("type", "script", "backend"),
 )
+_VIFNAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}"
 BRIDGE_NAME: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,14}"
 # What xl may say and we do not, with the reason; other values are refused.
 _FIXED: Final = {
@@ -75,6 +76,10 @@ def read_vif(given: str | Mapping[str, str]) -> VifConfig:
     bridge = words.get("bridge") or DEFAULT_BRIDGE
     if re.fullmatch(BRIDGE_NAME, bridge) is None:
         raise ValueError(f"bridge {bridge!r} is no name such as 'xenbr0' (15 characters)")
+    vifname = words.get("vifname") or None
+    if vifname is not None and re.fullmatch(_VIFNAME, vifname) is None:
+        what = "has other characters than letters, digits and _ . - (64)"
+        raise ValueError(f"vifname {vifname!r} {what}")
     return VifConfig(
         bridge=bridge,
         mac=_mac(words["mac"]) if words.get("mac") else None,
@@ -82,18 +87,21 @@ def read_vif(given: str | Mapping[str, str]) -> VifConfig:
         ip=_address(words["ip"]) if words.get("ip") else None,
         rate=read_rate(words["rate"]) if words.get("rate") else None,
         mtu=_number("mtu", words["mtu"], MIN_MTU, MAX_MTU) if words.get("mtu") else DEFAULT_MTU,
-        vifname=words.get("vifname") or None,
+        vifname=vifname,
     )
 
 
-def complete(vifs: Sequence[VifConfig], domain: str) -> tuple[VifConfig, ...]:
+def complete(
+    vifs: Sequence[VifConfig], domain: str, taken: Collection[int] = ()
+) -> tuple[VifConfig, ...]:
     """Give the cards of a domain the numbers and addresses that they were given none of.
 
+    No card gets one of the numbers that are ``taken``, by cards that are about to go.
     An address is made of the domain's name and the card's number: each run has the same. Raises
     ValueError where two have one number or address.
     """
-    taken = {vif.devid for vif in vifs}
-    free = (devid for devid in range(MAX_DEVID + 1) if devid not in taken)
+    used = {*taken, *(vif.devid for vif in vifs)}
+    free = (devid for devid in range(MAX_DEVID + 1) if devid not in used)
     done: list[VifConfig] = []
     for vif in vifs:
         devid = vif.devid

@@ -15,7 +15,7 @@ from xenlite.toolstack.attached import AttachedDevices
 from xenlite.toolstack.store_nodes import device_paths, vif_nodes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from xenlite.dom0.device_status import DeviceStatus
     from xenlite.dom0.xenstore.store import XenStore
@@ -60,6 +60,10 @@ class Vifs:
             return int(name)
         return self._macs.get(name.lower())
 
+    def numbers(self) -> Collection[int]:
+        """Return the numbers of the cards, also of those that are asked to go."""
+        return self._attached.numbers()
+
     def status(self) -> list[DeviceStatus]:
         """Return what each card is doing."""
         return self._attached.status()
@@ -68,10 +72,9 @@ class Vifs:
         """Show a card, complete, to the domain, which may run already. Raises ConfigError."""
         assert config.devid is not None
         assert config.mac is not None
-        network = self._networks.network(config.bridge)
-        self._check(network, config, config.mac)
         paths = vif_paths(self._link.domid, self._domid, config.devid)
-        with ExitStack() as undo:
+        with self._networks.joining(config.bridge) as network, ExitStack() as undo:
+            self._check(network, config, config.mac)
             self._reserve(network, config, config.mac, undo)
             mac = format_address(config.mac)
             undo.callback(self._store.remove, device_paths(self._domid, "vif", config.devid))
@@ -111,6 +114,9 @@ class Vifs:
 
     def _check(self, network: Network, config: VifConfig, mac: bytes) -> None:
         """Refuse what would be taken for another card."""
+        assert config.devid is not None
+        if config.devid in self._attached:
+            raise self._fault(f"card {config.devid} has not gone yet; give this one another devid")
         name, bridge = station_name(self._name, config), network.bridge
         owner = bridge.owner(mac)
         if owner is not None:

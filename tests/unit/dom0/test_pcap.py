@@ -70,6 +70,7 @@ def test_a_full_disk_ends_the_capture_behind_a_whole_frame(tmp_path: Path) -> No
     [
         ("/dev/full", r"/dev/full: not a regular file \(--pcap\)"),
         ("{}", r"not a regular file \(--pcap\)"),
+        (f"{{}}/{'x' * 300}", r"File name too long \(--pcap\)"),
         ("{}/none/x", r"none/x: No such file or directory \(--pcap\)"),
     ],
 )

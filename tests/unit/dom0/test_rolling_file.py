@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.full_disk import files_no_larger_than
 from xenlite.dom0 import rolling_file
+from xenlite.dom0.image import RawImage
 from xenlite.dom0.rolling_file import RollingFile
 from xenlite.errors import ConfigError
 
@@ -48,6 +49,24 @@ def test_a_pipe_that_nobody_reads_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigError, match=r"No such device or address \(--log\)"):
         RollingFile(tmp_path / "pipe", "log", "--log", never)
+
+
+def test_a_file_that_another_writes_or_is_a_disk_stays_as_it_is(tmp_path: Path) -> None:
+    path, disk = tmp_path / "log", tmp_path / "disk"
+    disk.write_bytes(bytes(512))
+    image = RawImage(disk, read_only=True)
+    log = RollingFile(path, "log", "--log", never)
+    log.write(b"first")
+    for taken in (path, disk):
+        with pytest.raises(ConfigError, match=r"in use by another log, capture or disk \(--log\)"):
+            RollingFile(taken, "log", "--log", never)
+    with pytest.raises(ConfigError, match="in use"):
+        RawImage(path, read_only=False)
+    log.close()
+    image.close()
+    assert (path.read_bytes(), disk.read_bytes()) == (b"first", bytes(512))
+    RollingFile(path, "log", "--log", never).close()
+    assert path.read_bytes() == b""
 
 
 def test_each_file_begins_with_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

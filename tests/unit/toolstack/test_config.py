@@ -237,6 +237,14 @@ def test_names_are_plain(name: str) -> None:
     assert fault.startswith("dom.yaml:1: name: ")
 
 
+@pytest.mark.parametrize(
+    "line", [r'kernel: "a\0b"', r'disk: ["d\0.img,raw,xvda"]', r'networks: {name: x, pcap: "\0"}']
+)
+def test_no_value_has_a_nul(line: str) -> None:
+    (fault,) = faults(f"name: a\n{line}\n".encode())
+    assert fault.startswith("dom.yaml:2: a NUL character")
+
+
 def test_a_value_missing_behind_its_key_is_said_so() -> None:
     assert faults(b"name:\nkernel: ''\n") == [
         "dom.yaml:1: name: has no value",

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -238,10 +239,33 @@ def test_channels_carry_both_ways_and_leave_nothing_behind(
                 client.connect(str(tmp_path / "sock"))
                 second.write(b"seen by who is there")
             assert len(terminal) == n + 1
-            with pytest.raises(ConfigError, match="somebody listens there already"):
-                open_channels(
-                    configs, outside.poller, undo, terminal=terminal.append, say=said.append
-                )
+            for taken, what in zip(
+                configs, ("in use", "somebody listens there already"), strict=True
+            ):
+                with pytest.raises(ConfigError, match=what):
+                    open_channels(
+                        [taken], outside.poller, undo, terminal=terminal.append, say=said.append
+                    )
         assert list(Path("/proc/self/fd").iterdir()) == before
         assert not (tmp_path / "sock").exists()
     assert not said
+
+
+def test_a_host_that_names_no_pty_keeps_none_open(
+    outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one without /dev/pts, where the kernel gives a pair and nobody can find its other end."""
+
+    def unknown(_fd: int) -> str:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(os, "ttyname", unknown)
+    before = list(Path("/proc/self/fd").iterdir())
+    said: list[str] = []
+    with ExitStack() as undo:
+        [channel] = open_channels(
+            [], outside.poller, undo, terminal=lambda _data: None, say=said.append
+        )
+        assert channel.tty == ""
+        assert list(Path("/proc/self/fd").iterdir()) == before
+    assert said == ["no PTY for a console: No such device"]

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -42,6 +44,7 @@ class Served:
             "wait": Command(lambda _host: self.later, {}),
             "fail": Command(self._fail, {}),
             "refuse": Command(self._refuse, {}),
+            "exhaust": Command(self._exhaust, {}),
             "much": Command(lambda _host: "x" * LINE_BYTES, {}),
         }
         self.told = 0
@@ -59,6 +62,9 @@ class Served:
 
     def _refuse(self, _host: Host) -> None:
         raise Refused(ESRCH, "grants.no-such-domain", 7)
+
+    def _exhaust(self, _host: Host) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     def read(self) -> list[dict[str, object]]:
         """Read all that waits."""
@@ -131,6 +137,7 @@ def test_an_answer_to_a_client_that_has_left_goes_nowhere() -> None:
         (request("say", text="", loud=True, times=True).rstrip(), "say: times is no whole number"),
         (request("say", text="a\0", loud=True, times=1).rstrip(), "say: text has characters"),
         (request("say", text="\ud800", loud=True, times=1).rstrip(), "say: text has characters"),
+        (request("exhaust").rstrip(), "Too many open files"),
         (request("fail").rstrip(), "disk: too small; too old"),
         (request("refuse").rstrip(), "grants.no-such-domain: 0x7"),
         (request("much").rstrip(), "the answer is too long"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -108,6 +109,17 @@ def test_a_disk_waits_before_its_domain_runs_and_goes_with_it(host: Host, guest:
         guest.stop()
         assert host.node(BACK.format(domid)) is None
         assert host.held() == before
+
+
+def test_a_disks_name_is_bytes_as_every_file_name(host: Host, guest: Guest) -> None:
+    domid = host.start(guest)
+    directory = guest.config.disks[0].target.parent
+    name = os.fsdecode(b"\xff.img")
+    (directory / name).write_bytes(bytes(1 << 20))
+    guest.attach_disk(read_disk(f"{name},raw,xvdb").below(directory))
+    params = host.node(f"/local/domain/0/backend/vbd/{domid}/51728/params")
+    assert params == b"aio:" + os.fsencode(directory / name)
+    guest.stop()
 
 
 def test_a_disk_is_attached_and_detached_while_its_domain_runs(

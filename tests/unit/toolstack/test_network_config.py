@@ -87,6 +87,11 @@ def test_xls_ways_of_writing_a_card(text: str, vif: VifConfig) -> None:
         ("rate=1Mb/s@0ms", "rate '1Mb/s@0ms' lets nothing pass in an interval"),
         ("mtu=20", "mtu '20' is no number from 68 to 65517"),
         ("devid=-1", "devid '-1' is no number from 0 to 255"),
+        (
+            f"vifname={'x' * 65}",
+            f"vifname '{'x' * 65}' has other characters than letters, digits and _ . - (64)",
+        ),
+        ("vifname=a b", "vifname 'a b' has other characters than letters, digits and _ . - (64)"),
         ("type=ioemu", "type 'ioemu': no card is emulated; a PV guest needs none; leave it out"),
         ("model=e1000", "model 'e1000': no card is emulated; a PV guest needs none; leave it out"),
         (

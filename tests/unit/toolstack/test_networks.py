@@ -257,8 +257,17 @@ def test_statistics_tell_what_passed_and_what_was_lost(host: Networked) -> None:
     assert other["dropped"] == {"malformed": 1}
 
 
+def test_a_capture_behind_a_link_to_itself_is_the_users_mistake(
+    host: Networked, tmp_path: Path
+) -> None:
+    link = tmp_path / "loop"
+    link.symlink_to(link)
+    with pytest.raises(ConfigError, match=r"symbolic links \(--pcap\)"):
+        host.networks.capture("xenbr0", link, wish="--pcap")
+
+
 def test_one_file_takes_one_capture(host: Networked, tmp_path: Path) -> None:
     path = tmp_path / "a.pcap"
     host.make(f"name=xenbr0,pcap={path}")
-    with pytest.raises(ConfigError, match=r"a\.pcap: another capture is written there \(--pcap\)"):
+    with pytest.raises(ConfigError, match=r"a\.pcap: in use by another log, .* \(--pcap\)"):
         host.networks.capture("xenbr1", tmp_path / "." / "a.pcap", wish="--pcap")

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,16 @@ def test_each_has_a_directory_of_its_own_and_takes_it_away(runtime: Path) -> Non
             second.listen("xenstore.sock")
         listener.close()
     assert list((runtime / "xenlite").iterdir()) == []
+
+
+def test_one_that_too_many_wait_for_is_running(runtime: Path) -> None:
+    with SocketDirectory(None) as directory, ExitStack() as waiting:
+        waiting.enter_context(directory.listen("xenstore.sock"))
+        with suppress(BlockingIOError):
+            while True:
+                client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+                waiting.enter_context(client).connect(str(directory.path / "xenstore.sock"))
+        assert running() == [directory.path]
 
 
 def test_what_was_there_before_stays(runtime: Path) -> None:

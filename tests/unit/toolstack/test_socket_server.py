@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
@@ -33,11 +35,15 @@ class Served:
         self.path = path
         self.later = Later()
         self.asked = 0
+        self.fails = 0
         self._hypervisor = Hypervisor(16 << 20)
         self._poller = Poller(self._hypervisor.link(0))
         self._server = SocketServer(listen(path), self._poller, self._greet)
 
     def _greet(self, has_output: Callable[[], None]) -> ControlSession:
+        if self.fails:
+            self.fails -= 1
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return ControlSession(cast("Host", None), {"wait": Command(self._wait, {})}, has_output)
 
     def _wait(self, _host: Host) -> Later:
@@ -108,4 +114,16 @@ def test_a_client_that_there_is_no_descriptor_for_waits_for_one(served: Served) 
             client.sendall(Request("wait").encode())
             assert served.turns(SECOND_NS // 5) < ENOUGH_TURNS
             assert served.asked == 0
+        served.until(lambda: served.asked == 1)
+
+
+def test_a_client_whose_session_cannot_be_made_is_hung_up_on_and_the_next_one_is_not(
+    served: Served,
+) -> None:
+    served.fails = 1
+    with served.connect() as client:
+        served.until(lambda: not served.fails)
+        assert client.recv(1) == b""
+    with served.connect() as client:
+        client.sendall(Request("wait").encode())
         served.until(lambda: served.asked == 1)

@@ -180,6 +180,9 @@ def test_a_card_that_cannot_be_is_one_line_and_leaves_nothing(
     with pytest.raises(ConfigError, match=r"vif: "):
         running.attach_vif(read_vif(wish))
     assert running.config.vifs == ()
+    with pytest.raises(ConfigError, match=r"10\.0\.0\.5 is taken, or no guest's .*\(new\)"):
+        running.attach_vif(read_vif("bridge=new,ip=10.0.0.5"))
+    assert "new" not in {one["network"] for one in host.networks.statistics()}
     running.stop()
     assert host.held() == before
     first.stop()
@@ -192,6 +195,24 @@ def test_a_domain_with_a_number_twice_keeps_the_first(host: Host, kernel: Path) 
         guest.attach_vif(read_vif("devid=3"))
     assert str(caught.value) == "a: vif: devid 3 is given twice"
     guest.stop()
+
+
+def test_a_card_that_has_not_gone_yet_keeps_its_number(host: Host, kernel: Path) -> None:
+    before = host.held()
+    guest = guest_of(kernel, "a", "")
+    front = FRONT.format(host.start(guest), 0)
+    host.store.server.act_as_tool(lambda view: view.write(f"{front}/state", b"5"))
+    host.settle()
+    gone: list[int] = []
+    guest.detach_vif(0, lambda: gone.append(0))
+    host.settle()
+    assert gone == []
+    with pytest.raises(ConfigError, match="vif: card 0 has not gone yet; give this one another"):
+        guest.attach_vif(read_vif("devid=0,mac=00:16:3e:00:00:09,vifname=new"))
+    assert guest.attach_vif(read_vif("")).devid == 1
+    guest.stop()
+    assert gone == [0]
+    assert host.held() == before
 
 
 def test_a_start_that_fails_in_the_middle_leaves_nothing(

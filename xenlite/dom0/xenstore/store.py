@@ -52,7 +52,7 @@ class XenStore:
 
         def write(view: View) -> None:
             for node in nodes:
-                view.write(node.path, node.value.encode())
+                view.write(node.path, node.value.encode(errors="surrogateescape"))
                 view.set_permissions(node.path, node.permissions, ())
 
         self.server.act_as_tool(write)
