@@ -81,6 +81,7 @@ class BlockRing:
     ) -> None:
         """Join what is offered. Raises Refused where it isn't, PeerError where it can't be."""
         self._link = link
+        self._frontend = offer.domid
         self._disk = disk
         self._image = image
         self._worker = worker
@@ -170,7 +171,7 @@ class BlockRing:
                 self._worker.give(jobs)
             self._publish()
             if self._ring.has_more():
-                self._link.defer(self._pump)
+                self._link.defer(self._pump, charge=self._frontend)
         except PeerError as error:
             self._let_go()
             self._broken(error)

@@ -170,10 +170,14 @@ class Job:
 
 
 class ImageWorker:
-    """The thread of one image. ``when_collected`` runs after several jobs may have finished."""
+    """The thread of one image. ``when_collected`` runs after several jobs may have finished.
 
-    def __init__(self, link: Link) -> None:
+    What is done on the main thread when a job is finished is at the expense of ``charge``.
+    """
+
+    def __init__(self, link: Link, *, charge: int) -> None:
         self._link = link
+        self._charge = charge
         self.when_collected: Callable[[], None] = _nothing
         self._given: SimpleQueue[Sequence[Job] | None] = SimpleQueue()
         self._done: deque[Job] = deque()
@@ -232,7 +236,7 @@ class ImageWorker:
     def _announce(self) -> None:
         if not self._is_announced:
             self._is_announced = True
-            self._link.defer(self._collect)
+            self._link.defer(self._collect, charge=self._charge)
 
     def _collect(self) -> None:
         self._is_announced = False
@@ -242,7 +246,7 @@ class ImageWorker:
         while self._done:
             job = self._done[0]
             if job.due_ns > now_ns and not self._is_closed:
-                self._link.call_at(job.due_ns, self._collect)
+                self._link.call_at(job.due_ns, self._collect, charge=self._charge)
                 break
             self._done.popleft()
             job.finish()

@@ -76,7 +76,7 @@ class Vbd:
         self._number = paths.number
         self._image = image
         self._latency_ns = latency_ns
-        self._worker = ImageWorker(link)
+        self._worker = ImageWorker(link, charge=paths.frontend_domid)
         self.disk = Disk(image.size_bytes // SECTOR, read_only, image.can_discard)
         self._device = BackendDevice(
             store,
