@@ -36,7 +36,7 @@ IMAGE_BYTES: Final = 64 << 20
 RING_REF, BUFFER_REF, TABLE_REF = 8, 16, 480
 CHECKED: Final = 48  # requests whose every word is added up
 _WORD: Final = 0xFFFFFFFF
-_START: Final = "start:\n    mov eax, [esi + START_INFO_MFN_LIST]\n    mov [p2m], eax\n"
+START: Final = "start:\n    mov eax, [esi + START_INFO_MFN_LIST]\n    mov [p2m], eax\n"
 SMALL, LARGE = 1, 11  # segments: 4 KiB and 44 KiB
 DEEP: Final = 32
 REACH_OF_FLOOR: Final = 0.25
@@ -106,7 +106,7 @@ class Run:
         self.hypervisor = Hypervisor(48 << 20)
         undo.callback(self.hypervisor.close)
         self.span = IMAGE_BYTES // (case.segments * PAGE)
-        source = SMP + _START + KERNEL.read_text()
+        source = SMP + START + KERNEL.read_text()
         defines = {
             "DEPTH": case.depth,
             "SEGMENTS": case.segments,

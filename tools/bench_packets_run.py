@@ -102,8 +102,9 @@ class Station:
         template: bytes,
         defines: dict[str, int],
         undo: ExitStack,
+        kernel: Path = KERNEL,
     ) -> None:
-        source = SMP + _START + KERNEL.read_text()
+        source = SMP + _START + kernel.read_text()
         guest = add_guest(
             hypervisor, source, undo, name=f"g{number}", memory_mb=GUEST_MB, defines=defines
         )

@@ -239,6 +239,9 @@ class Link(Protocol):
         Its time is taken from the share of the domain ``charge``, if there is such.
         """
 
+    def payer(self) -> int | None:
+        """Tell at whose expense the work is that is being done; None where it is nobody's."""
+
     def now_ns(self) -> int:
         """Read the machine's monotonic clock."""
 

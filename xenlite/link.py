@@ -35,6 +35,7 @@ class LinkDoor:
         self._domain = domain
         self._handlers: dict[int, Callable[[], None]] = {}
         self._queued: set[int] = set()
+        self._payer: int | None = None
         domain.events.on_pending = self._pending
 
     def map_grant(self, granter: int, ref: int, *, writable: bool) -> MappedGrant:
@@ -108,6 +109,10 @@ class LinkDoor:
         """Run ``work`` once, soon, outside any trap, at a domain's expense. From any thread."""
         self._hypervisor.defer(work if charge is None else partial(self._run_for, charge, work))
 
+    def payer(self) -> int | None:
+        """Tell at whose expense the work is that is being done; None where it is nobody's."""
+        return self._payer
+
     def now_ns(self) -> int:
         """Read the machine's monotonic clock."""
         return self._hypervisor.machine.clock.monotonic_ns()
@@ -137,7 +142,9 @@ class LinkDoor:
         """Do what a domain has asked for; its time is that domain's, if it is still there."""
         clock = self._hypervisor.machine.clock
         started_ns = clock.monotonic_ns()
+        self._payer = domid
         work()
+        self._payer = None
         now_ns = clock.monotonic_ns()
         self._hypervisor.scheduler.charge(domid, now_ns - started_ns, now_ns)
 

@@ -40,11 +40,13 @@ def test_work_of_a_backend_is_charged_to_whom_it_is_done_for(
 ) -> None:
     domid = hypervisor.control().create_domain("asks", max_pages=16, max_vcpus=1)
     link = hypervisor.link(0)
-    done = []
+    done: list[str] = []
+    payers: list[int | None] = []
 
     def work() -> None:
         clock.advance(WORK_NS)
         done.append(way)
+        payers.append(link.payer())
 
     if way == "event":
         theirs = hypervisor.domains[domid].events.alloc_unbound(0)
@@ -59,6 +61,8 @@ def test_work_of_a_backend_is_charged_to_whom_it_is_done_for(
     assert hypervisor.run(lambda: bool(done))
     assert done == [way]
     assert spent_ns(hypervisor, domid) == (0 if way == "charged to nobody" else WORK_NS)
+    assert payers == [None if way == "charged to nobody" else domid]
+    assert link.payer() is None
 
 
 def test_work_for_a_domain_that_has_ended_is_done_all_the_same(hypervisor: Hypervisor) -> None:

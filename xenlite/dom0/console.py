@@ -156,6 +156,7 @@ class Console:
     ) -> None:
         """Join page and port. Raises Refused where they are not offered, PeerError."""
         self._link = link
+        self._domid = domid
         self._outer = outer
         self._broken = broken
         self._limit = outer.limit(link.now_ns())
@@ -247,7 +248,7 @@ class Console:
             return True
         if not self._is_resting:
             self._is_resting = True
-            self._link.call_at(self._limit.next_ns(), self._rested)
+            self._link.call_at(self._limit.next_ns(), self._rested, charge=self._domid)
         return False
 
     def _rested(self) -> None:

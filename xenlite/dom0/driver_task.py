@@ -124,6 +124,10 @@ class TaskLink:
         """Run ``work`` once, soon. From any thread."""
         self._link.defer(partial(self._run, work), charge=charge)
 
+    def payer(self) -> int | None:
+        """Tell at whose expense the work is that is being done."""
+        return self._link.payer()
+
     def now_ns(self) -> int:
         """Read the machine's monotonic clock."""
         return self._link.now_ns()

@@ -2,7 +2,7 @@
 """The service host's place at a bridge, and the host's UDP sockets that are forwarded to guests.
 
 Its answers wait until the bridge has finished with what they answer; of those that wait there are
-MAX_WAITING at most.
+MAX_WAITING at most. They are sent at the expense of whoever asked.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ServicePort:
         self.dropped = 0
         self._link = link
         self._poller = poller
-        self._waiting: list[bytes] = []
+        self._waiting = 0  # answers
         with ExitStack() as undo:
             self._sockets: list[socket.socket] = []
             for forward in forwards:
@@ -77,12 +77,11 @@ class ServicePort:
     def deliver(self, frames: Sequence[bytes]) -> None:
         """Take frames from the bridge; what answers them is sent later."""
         answers = self.host.answer(frames)
-        if answers:
-            if not self._waiting:
-                self._link.defer(self._send_waiting)
-            room = MAX_WAITING - len(self._waiting)
-            self._waiting += answers[:room]
-            self.dropped += max(len(answers) - room, 0)
+        sent = answers[: MAX_WAITING - self._waiting]
+        self.dropped += len(answers) - len(sent)
+        if sent:
+            self._waiting += len(sent)
+            self._link.defer(partial(self._send, sent), charge=self._link.payer())
 
     def _lost(self) -> dict[str, int]:
         return {**self.host.dropped, "no room": self.dropped}
@@ -91,8 +90,8 @@ class ServicePort:
         """Leave the bridge and close the sockets."""
         self._undo.close()
 
-    def _send_waiting(self) -> None:
-        answers, self._waiting = self._waiting, []
+    def _send(self, answers: Sequence[bytes]) -> None:
+        self._waiting -= len(answers)
         self._plug.send(answers)
 
     def _from_programs(self, forward: int) -> None:
