@@ -159,7 +159,7 @@ def test_two_do_not_share_a_socket_and_a_dead_ones_is_taken(
     command = [*XENLITE, "run", str(config), "--socket-dir"]
     second = done([*command, str(running.directory)], dict(os.environ))
     assert second.returncode == 1
-    assert "somebody listens there already" in second.stderr
+    assert "another xenlite has its sockets there" in second.stderr
     assert running.theirs("xenstore-list", "/").returncode == 0
     mine = tmp_path / "mine"
     mine.mkdir(mode=0o700)

@@ -37,13 +37,13 @@ class SocketDirectory:
     """One directory; what was made goes again at ``close``."""
 
     def __init__(self, wish: Path | None) -> None:
-        self._lock = -1  # a descriptor of the directory, where that is below the base
         self._sockets: list[Path] = []
         if wish is None:
+            self._is_ours = True
             self.path, self._lock = _make_fresh(base_directory())
         else:
-            self.path = wish
-        self._is_ours = wish is None or _make_private(wish)
+            self._is_ours = _make_private(wish)
+            self.path, self._lock = wish, _lock_alone(wish)
 
     def __enter__(self) -> Self:
         return self
@@ -156,6 +156,16 @@ def _sweep(base: Path) -> None:
                 path.rmdir()
             finally:
                 os.close(lock)
+
+
+def _lock_alone(path: Path) -> int:
+    """Lock the directory that the user wished for. Raises ConfigError where another run has it."""
+    try:
+        return _lock(path)
+    except BlockingIOError:
+        raise ConfigError(Fault(str(path), "another xenlite has its sockets there")) from None
+    except OSError as error:
+        raise ConfigError(Fault(str(path), error.strerror or str(error))) from None
 
 
 @contextmanager

@@ -46,11 +46,23 @@ def test_one_that_too_many_wait_for_is_running(runtime: Path) -> None:
         assert running() == [directory.path]
 
 
+def test_one_that_the_user_wished_for_below_the_base_is_not_swept(runtime: Path) -> None:
+    with SocketDirectory(None):
+        pass
+    wish = runtime / "xenlite" / "1"
+    with SocketDirectory(wish) as wished:
+        wished.listen("xenstore.sock").close()
+        with SocketDirectory(None):
+            assert (wish / "xenstore.sock").exists()
+
+
 def test_what_was_there_before_stays(runtime: Path) -> None:
     mine = runtime / "mine"
     mine.mkdir(mode=0o700)
     (mine / "file").write_text("")
     with SocketDirectory(mine) as directory:
+        with pytest.raises(ConfigError, match="another xenlite has its sockets there"):
+            SocketDirectory(mine)
         directory.listen("xenstore.sock").close()
     assert [path.name for path in mine.iterdir()] == ["file"]
 
