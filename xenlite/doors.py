@@ -239,6 +239,12 @@ class Link(Protocol):
         Its time is taken from the share of the domain ``charge``, if there is such.
         """
 
+    def on_end(self, handler: Callable[[], None]) -> Callable[[], None]:
+        """Run ``handler`` before this domain is taken apart; return what takes the wish back.
+
+        Afterwards nothing of it may be in use, on any thread.
+        """
+
     def payer(self) -> int | None:
         """Tell at whose expense the work is that is being done; None where it is nobody's."""
 

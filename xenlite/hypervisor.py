@@ -262,13 +262,15 @@ class Hypervisor:
 
     def remove_domain(self, domain: Domain) -> None:
         """Take a domain apart and free its engine."""
+        link = self._links.pop(domain.domid, None)
+        if link is not None:
+            link.end()
         guest = self._guests.pop(domain.domid)
         if guest.debugger is not None:
             guest.debugger.gone()
         self._guest_domains = [guest.domain for guest in self._guests.values()]
         self.scheduler.remove(domain.domid)
         self.crashes.pop(domain.domid, None)
-        self._links.pop(domain.domid, None)
         if self.recorder is not None:
             self.recorder.ended(domain)
         guest.parts.page_writes.release()

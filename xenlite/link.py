@@ -36,6 +36,7 @@ class LinkDoor:
         self._handlers: dict[int, Callable[[], None]] = {}
         self._queued: set[int] = set()
         self._payer: int | None = None
+        self._at_end: list[Callable[[], None]] = []
         domain.events.on_pending = self._pending
 
     def map_grant(self, granter: int, ref: int, *, writable: bool) -> MappedGrant:
@@ -108,6 +109,16 @@ class LinkDoor:
     def defer(self, work: Callable[[], None], *, charge: int | None = None) -> None:
         """Run ``work`` once, soon, outside any trap, at a domain's expense. From any thread."""
         self._hypervisor.defer(work if charge is None else partial(self._run_for, charge, work))
+
+    def on_end(self, handler: Callable[[], None]) -> Callable[[], None]:
+        """Run ``handler`` before this domain is taken apart; return what takes the wish back."""
+        self._at_end.append(handler)
+        return partial(self._at_end.remove, handler)
+
+    def end(self) -> None:
+        """Have everybody let go: the domain is about to be taken apart."""
+        for handler in list(self._at_end):
+            handler()
 
     def payer(self) -> int | None:
         """Tell at whose expense the work is that is being done; None where it is nobody's."""

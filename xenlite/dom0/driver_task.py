@@ -124,6 +124,10 @@ class TaskLink:
         """Run ``work`` once, soon. From any thread."""
         self._link.defer(partial(self._run, work), charge=charge)
 
+    def on_end(self, handler: Callable[[], None]) -> Callable[[], None]:
+        """Run ``handler`` before this domain is taken apart; return what takes the wish back."""
+        return self._link.on_end(handler)
+
     def payer(self) -> int | None:
         """Tell at whose expense the work is that is being done."""
         return self._link.payer()
@@ -144,13 +148,17 @@ class TaskLink:
 
 
 class DriverTask:
-    """The process: disks of any number of frontends, with the rights of its domain."""
+    """The process: disks of any number of frontends, with the rights of its domain.
+
+    It is killed with its domain, so that no worker writes into pages that are pinned no more.
+    """
 
     def __init__(self, link: Link, server: Server, broken: Callable[[PeerError], None]) -> None:
         self._link = TaskLink(link)
         self._store = Dom0Store(self._link, server)
         self._broken = broken
         self._disks: list[tuple[Vbd, Image]] = []
+        self._forget_end = self._link.on_end(self.kill)
 
     def serve(
         self, paths: DevicePaths, image: Image, *, read_only: bool = False, latency_ns: int = 0
@@ -170,6 +178,7 @@ class DriverTask:
 
     def kill(self) -> None:
         """End at once; returns when none of anybody's pages is in use."""
+        self._forget_end()
         self._link.cut()
         self._store.close()
         for vbd, _ in self._disks:

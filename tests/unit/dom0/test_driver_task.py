@@ -173,6 +173,25 @@ def test_a_process_that_is_killed_leaves_nothing_and_the_next_begins_anew(host: 
                 domain.events.close(port)
 
 
+def test_a_process_ends_with_its_domain_and_before_its_pages_are_given_back(host: Host) -> None:
+    threads = threading.active_count()
+    _, vbd = host.start()
+    host.settle()
+    host.connect()
+    host.ask(vbd)
+    driver, front = (host.hypervisor.domains[domid] for domid in (host.driver, host.front))
+    ender = threading.Thread(target=host.control.destroy_domain, args=(host.driver,))
+    ender.start()
+    while not vbd._worker._is_ending:
+        pass
+    assert list(driver.maptrack.pins()), "a read is going on"
+    host.image.may_go.set()
+    ender.join()
+    assert list(front.grants.uses()) == []
+    assert threading.active_count() == threads
+    assert host.audit() == []
+
+
 def test_the_next_process_does_not_join_a_ring_of_before(host: Host) -> None:
     """It cannot know which of the requests were taken; the frontend, still at 3, begins anew."""
     task, vbd = host.start()
