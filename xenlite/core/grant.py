@@ -276,13 +276,19 @@ class GrantTable:
 
         Each piece is at least a byte and lies in its page; one that is refused comes back empty.
         """
-        pieces = zip(refs, offsets, sizes, strict=True)
         mfns = self._check_unused(refs, domid, writable=False)
-        if mfns is None or min(sizes) <= 0 or not _are_in_pages(offsets, sizes):
-            return [self._copy_one_from(domid, *piece) for piece in pieces]
-        copies = self._memory.copies
-        starts = [(mfn << PAGE_SHIFT) + offset for mfn, offset in zip(mfns, offsets, strict=True)]
-        return [copies[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        if mfns is not None:
+            memory = self._memory.copies
+            copies = []
+            for mfn, offset, size in zip(mfns, offsets, sizes, strict=True):
+                if not 0 <= offset < offset + size <= PAGE_SIZE:
+                    break
+                start = (mfn << PAGE_SHIFT) + offset
+                copies.append(memory[start : start + size])
+            else:
+                return copies
+        pieces = zip(refs, offsets, sizes, strict=True)
+        return [self._copy_one_from(domid, *piece) for piece in pieces]
 
     def copy_to(
         self, domid: int, refs: Sequence[int], offsets: Sequence[int], contents: Sequence[bytes]
