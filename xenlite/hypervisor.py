@@ -132,6 +132,7 @@ class Hypervisor:
         self.scheduler = Scheduler()
         self._time = time_source(self.machine.clock)
         self._work: deque[Callable[[], None]] = deque()
+        self.payer: int | None = None  # at whose expense deferred work is being done
         self._wake = threading.Event()
         self._is_waiting = False  # or about to: it looks for work once more before
         self._running: Cpu | None = None
