@@ -35,7 +35,6 @@ class LinkDoor:
         self._domain = domain
         self._handlers: dict[int, Callable[[], None]] = {}
         self._queued: set[int] = set()
-        self._payer: int | None = None
         self._at_end: list[Callable[[], None]] = []
         domain.events.on_pending = self._pending
 
@@ -122,7 +121,7 @@ class LinkDoor:
 
     def payer(self) -> int | None:
         """Tell at whose expense the work is that is being done; None where it is nobody's."""
-        return self._payer
+        return self._hypervisor.payer
 
     def now_ns(self) -> int:
         """Read the machine's monotonic clock."""
@@ -153,9 +152,9 @@ class LinkDoor:
         """Do what a domain has asked for; its time is that domain's, if it is still there."""
         clock = self._hypervisor.machine.clock
         started_ns = clock.monotonic_ns()
-        self._payer = domid
+        self._hypervisor.payer = domid
         work()
-        self._payer = None
+        self._hypervisor.payer = None
         now_ns = clock.monotonic_ns()
         self._hypervisor.scheduler.charge(domid, now_ns - started_ns, now_ns)
 

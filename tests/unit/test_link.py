@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from xenlite.abi.x86_32p import ESRCH
+from xenlite.dom0.device_store import Dom0Store
+from xenlite.dom0.xenstore.permissions import Access, Permission
+from xenlite.dom0.xenstore.store import StoreNode, XenStore
 from xenlite.errors import Refused
 from xenlite.hypervisor import Hypervisor
 from xenlite.machine.clock import ManualClock
@@ -63,6 +66,33 @@ def test_work_of_a_backend_is_charged_to_whom_it_is_done_for(
     assert spent_ns(hypervisor, domid) == (0 if way == "charged to nobody" else WORK_NS)
     assert payers == [None if way == "charged to nobody" else domid]
     assert link.payer() is None
+
+
+@pytest.mark.parametrize("where", ["Dom0", "a driver domain"])
+def test_what_a_backend_does_about_a_change_is_charged_to_whoever_made_it(
+    hypervisor: Hypervisor, clock: ManualClock, where: str
+) -> None:
+    control = hypervisor.control()
+    writes = control.create_domain("writes", max_pages=16, max_vcpus=1)
+    serves = control.create_domain("serves", max_pages=16, max_vcpus=1)
+    link = hypervisor.link(0)
+    store = XenStore(link, lambda _domid, _error: None)
+    store.put([StoreNode("/node", "old", (Permission(writes, Access.READ),))])
+    server = store.server
+    writer = Dom0Store(link, server)
+    backend = Dom0Store(hypervisor.link(0 if where == "Dom0" else serves), server)
+    heard: list[str | None] = []
+
+    def changed() -> None:
+        heard.append(backend.read("/node"))
+        clock.advance(WORK_NS)
+
+    backend.watch("/node", changed)
+    assert hypervisor.run(lambda: heard == ["old"])
+    assert (spent_ns(hypervisor, writes), spent_ns(hypervisor, serves)) == (0, 0)
+    link.defer(lambda: writer.write("/node", "new"), charge=writes)
+    assert hypervisor.run(lambda: heard == ["old", "new"])
+    assert (spent_ns(hypervisor, writes), spent_ns(hypervisor, serves)) == (WORK_NS, 0)
 
 
 def test_work_for_a_domain_that_has_ended_is_done_all_the_same(hypervisor: Hypervisor) -> None:

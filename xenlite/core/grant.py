@@ -245,22 +245,23 @@ class GrantTable:
         """Return the frames if all entries are good and unused; None where ``pin`` decides."""
         if not refs or min(refs) < 0:
             return None
-        m64, places = self._memory.m64, self._at
-        owner, kind = self._frames.owner, self._frames.kind
+        m64, places, pins = self._memory.m64, self._at, self._pins
+        owner, kind, granter = self._frames.owner, self._frames.kind, self.domid
         checked = _WRITABLE_OFFER if writable else _OFFER
-        wanted = {domid << _DOMID_SHIFT | GTF_permit_access}
+        wanted = domid << _DOMID_SHIFT | GTF_permit_access
+        mfns = []
         try:
-            entries = [m64[places[ref]] for ref in refs]
-            mfns = [entry >> _MFN_SHIFT for entry in entries]
-            is_good = (
-                {entry & checked for entry in entries} == wanted
-                and not any(map(self._pins.__getitem__, refs))
-                and {owner[mfn] for mfn in mfns} == {self.domid}
-                and (not writable or {kind[mfn] for mfn in mfns} <= _WRITTEN_FREELY)
-            )
+            for ref in refs:
+                entry = m64[places[ref]]
+                mfn = entry >> _MFN_SHIFT
+                if entry & checked != wanted or pins[ref] or owner[mfn] != granter:
+                    return None
+                if writable and kind[mfn] not in _WRITTEN_FREELY:
+                    return None
+                mfns.append(mfn)
         except IndexError:  # no such entry, or no such frame
             return None
-        return mfns if is_good else None
+        return mfns
 
     # -- copies -------------------------------------------------------------------------------
 
@@ -275,13 +276,19 @@ class GrantTable:
 
         Each piece is at least a byte and lies in its page; one that is refused comes back empty.
         """
-        pieces = zip(refs, offsets, sizes, strict=True)
         mfns = self._check_unused(refs, domid, writable=False)
-        if mfns is None or min(sizes) <= 0 or not _are_in_pages(offsets, sizes):
-            return [self._copy_one_from(domid, *piece) for piece in pieces]
-        copies = self._memory.copies
-        starts = [(mfn << PAGE_SHIFT) + offset for mfn, offset in zip(mfns, offsets, strict=True)]
-        return [copies[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+        if mfns is not None:
+            memory = self._memory.copies
+            copies = []
+            for mfn, offset, size in zip(mfns, offsets, sizes, strict=True):
+                if not 0 <= offset < offset + size <= PAGE_SIZE:
+                    break
+                start = (mfn << PAGE_SHIFT) + offset
+                copies.append(memory[start : start + size])
+            else:
+                return copies
+        pieces = zip(refs, offsets, sizes, strict=True)
+        return [self._copy_one_from(domid, *piece) for piece in pieces]
 
     def copy_to(
         self, domid: int, refs: Sequence[int], offsets: Sequence[int], contents: Sequence[bytes]

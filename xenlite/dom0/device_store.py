@@ -5,7 +5,8 @@ A backend has the rights of the domain that it runs in: those of Dom0 do anythin
 domain what the toolstack lets them.
 
 Watches go the way that every client's go, through a connection and its messages; what they tell is
-handed on in the hypervisor's loop, so that a backend's own writes never come back into it.
+handed on in the hypervisor's loop, so that a backend's own writes never come back into it; at the
+expense of whoever wrote first.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class Dom0Store:
     def _has_output(self) -> None:
         if not self._is_queued:
             self._is_queued = True
-            self._link.defer(self._take_output)
+            self._link.defer(self._take_output, charge=self._link.payer())
 
     def _take_output(self) -> None:
         """Hand on what the watches tell, each of them once."""
