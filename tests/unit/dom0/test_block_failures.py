@@ -7,7 +7,6 @@ Disks that fail in part, are full, shrink, or do not answer; frontends that die 
 from __future__ import annotations
 
 import errno
-import resource
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import pytest
 
 from tests.support.block_front import Front, front
 from tests.support.front_domain import PAGE
+from tests.support.full_disk import files_no_larger_than
 from xenlite.abi.x86_32p import (
     BLKIF_OP_READ,
     BLKIF_OP_WRITE,
@@ -202,22 +202,11 @@ def test_what_an_image_has_lost_cannot_be_read_and_the_rest_can(
         assert guest.seen == "4"
 
 
-@contextmanager
-def no_file_grows_beyond(size: int) -> Iterator[None]:
-    """Have the kernel refuse writes behind ``size``, as a full disk does."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
 def test_a_write_that_the_host_cuts_short_fails_and_what_fits_is_written(path: Path) -> None:
     with front(path) as guest:
         guest.connect()
         ids = put_in_a_row(guest, BLKIF_OP_WRITE, 8)
-        with no_file_grows_beyond(3 * PAGE + 512):
+        with files_no_larger_than(3 * PAGE + 512):
             statuses = guest.answers()
         assert [statuses[one] for one in ids] == [BLKIF_RSP_OKAY] * 3 + [BLKIF_RSP_ERROR] * 5
         assert guest.ask(BLKIF_OP_WRITE, 56, [(20, 0, 7)]) == BLKIF_RSP_OKAY
