@@ -92,6 +92,7 @@ class Machine:
             self.charged[domid] += spent_ns
             charge(domid, spent_ns, now_ns)
 
+        # As every charge comes by; it is handed on.
         scheduler.charge = note  # type: ignore[method-assign]
 
     def sender(self, number: int, to: int, size: int = SMALL) -> Station:

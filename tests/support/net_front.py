@@ -8,7 +8,7 @@ ones, and everything they defer runs in the hypervisor's own loop (``settle``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from struct import pack
 
 from tests.support.front_domain import PAGE, GuestPage, PlainStore
@@ -64,7 +64,7 @@ class NetFront:
         self.mac = parse_address(self.mac_text)
         self.paths = vif_paths(0, domid, handle)
         self.said: list[str] = []
-        self._made = {"mtu": mtu, "rate": rate}
+        self._mtu, self._rate = mtu, rate
         self.write("state", State.INITIALISING.value)
         self.vif = self.make_vif()
         self.tx: FrontRing
@@ -85,8 +85,9 @@ class NetFront:
             self.net.bridge,
             name=f"vif{self.domid}.{self.paths.number}",
             mac=self.mac_text,
+            mtu=self._mtu,
+            rate=self._rate,
             broken=lambda error: self.said.append(str(error)),
-            **self._made,  # type: ignore[arg-type]
         )
 
     @property
@@ -314,11 +315,10 @@ class Net:
 def net(clock: Clock | None = None) -> Iterator[Net]:
     """Make a bridge, and take everything down at the end."""
     made = Net(clock)
-    try:
+    with ExitStack() as undo:
+        undo.callback(made.hypervisor.close)
         yield made
-    except BaseException:
-        made.hypervisor.close()
-        raise
+        undo.pop_all()  # what a failed test left may not be whole enough for the checks of close
     made.close()
 
 

@@ -118,7 +118,7 @@ def test_nothing_is_copied_of_a_domain_that_has_ended(hypervisor: Hypervisor) ->
 
 @pytest.mark.parametrize("writable", [False, True])
 def test_pages_are_used_during_a_call_and_nothing_is_held(
-    hypervisor: Hypervisor, *, writable: bool
+    hypervisor: Hypervisor, monkeypatch: pytest.MonkeyPatch, *, writable: bool
 ) -> None:
     control, link = hypervisor.control(), hypervisor.link(0)
     domid = control.create_domain("granter", max_pages=4, max_vcpus=1)
@@ -128,7 +128,9 @@ def test_pages_are_used_during_a_call_and_nothing_is_held(
         control.write_frame(domid, mfn, 0, bytes([ref]) * 4)
     memory, domain = hypervisor.machine.memory, hypervisor.domains[domid]
     forgotten: list[int] = []
-    domain.engine.invalidate_code = lambda maddr, _: forgotten.append(maddr >> 12)  # type: ignore[method-assign]
+    monkeypatch.setattr(
+        domain.engine, "invalidate_code", lambda maddr, _: forgotten.append(maddr >> 12)
+    )
     memory.mark_code(mfns[1], domain.engine)
 
     def use(pages: list[memoryview]) -> bytes:

@@ -299,10 +299,14 @@ def test_an_entry_in_use_counts_as_it_was_when_it_was_read(made: World) -> None:
     assert grants.copy_from(0, [0], [0], [5]) == [b"other"]
 
 
-def test_code_that_is_copied_over_is_translated_anew(made: World) -> None:
+def test_code_that_is_copied_over_is_translated_anew(
+    made: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     guest, mfn = offered(made)
     forgotten: list[int] = []
-    guest.engine.invalidate_code = lambda maddr, _size: forgotten.append(maddr >> 12)  # type: ignore[method-assign]
+    monkeypatch.setattr(
+        guest.engine, "invalidate_code", lambda maddr, _size: forgotten.append(maddr >> 12)
+    )
     made.machine.memory.mark_code(mfn, guest.engine)
     guest.domain.grants.copy_from(0, [0], [0], [9])
     assert forgotten == []

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.front_domain import PlainStore
+from tests.support.front_domain import GuestPage, PlainStore
 from xenlite.abi.x86_32p import XENCONS_INTERFACE_OUT_CONS, GTF_permit_access
 from xenlite.dom0.backend_device import device_paths
 from xenlite.dom0.console import IN, OUT, Console, Outer
@@ -23,26 +23,6 @@ from xenlite.machine.clock import ManualClock
 PAGE = 4096
 REF = 9
 SECOND_NS = 10**9
-
-
-class _Page:
-    """The console's page, as the domain's own kernel sees it."""
-
-    def __init__(self, hypervisor: Hypervisor, mfn: int) -> None:
-        self._memory = hypervisor.machine.memory
-        self._start = mfn * PAGE
-
-    def read(self, offset: int, size: int) -> bytes:
-        return self._memory.read(self._start + offset, size)
-
-    def write(self, offset: int, data: bytes) -> None:
-        self._memory.write(self._start + offset, data)
-
-    def read_u32(self, offset: int) -> int:
-        return self._memory.m32[(self._start + offset) >> 2]
-
-    def write_u32(self, offset: int, value: int) -> None:
-        self._memory.m32[(self._start + offset) >> 2] = value
 
 
 class Front:
@@ -59,7 +39,7 @@ class Front:
         self.domain.grants.grow(1)
         entry = self.domain.grants.mfns[0] * PAGE + REF * 8
         self.hypervisor.machine.memory.write(entry, pack("<HHI", GTF_permit_access, 0, mfn))
-        self.page = _Page(self.hypervisor, mfn)
+        self.page = GuestPage(self.hypervisor, mfn)
         self.out, self.typed = Producer(self.page, OUT), Consumer(self.page, IN)
         self.port = self.domain.events.alloc_unbound(0)
         self.printed = b""

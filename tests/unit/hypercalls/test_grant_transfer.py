@@ -279,10 +279,14 @@ def test_a9_the_giver_cannot_write_it_through_its_tlb(pair: Pair) -> None:
     assert pair.world.machine.memory.m32[pair.mfn * PAGE >> 2] == 1
 
 
-def test_what_was_translated_of_it_is_forgotten(pair: Pair) -> None:
+def test_what_was_translated_of_it_is_forgotten(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
     giver, forgotten = pair.giver, []
     assert giver.remap(PAGE_PFN, KERNEL & ~(1 << 63)) == 0
-    giver.engine.invalidate_code = lambda maddr, size: forgotten.append(maddr)  # type: ignore[method-assign]
+    monkeypatch.setattr(
+        giver.engine, "invalidate_code", lambda maddr, _size: forgotten.append(maddr)
+    )
     assert giver.remap(PAGE_PFN, 0) == 0
     assert pair.give((pair.mfn, RECEIVER, REF)) == [GNTST_okay]
     assert pair.mfn * PAGE in forgotten
