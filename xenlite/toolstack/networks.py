@@ -75,12 +75,11 @@ class Networks:
         """Give a network to somebody who joins it; where that fails, one made for it goes again."""
         is_new = name not in self._networks
         network = self.network(name)
-        try:
-            yield network
-        except BaseException:
+        with ExitStack() as undo:
             if is_new:
-                self._networks.pop(name).undo.close()
-            raise
+                undo.callback(lambda: self._networks.pop(name).undo.close())
+            yield network
+            undo.pop_all()
 
     def capture(
         self, name: str, path: Path, *, wish: str, of: str | None = None, snaplen: int = SNAPLEN
