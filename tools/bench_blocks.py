@@ -36,6 +36,7 @@ IMAGE_BYTES: Final = 64 << 20
 RING_REF, BUFFER_REF, TABLE_REF = 8, 16, 480
 CHECKED: Final = 48  # requests whose every word is added up
 _WORD: Final = 0xFFFFFFFF
+# How a frontend's kernel begins: with where the P2M list is kept.
 START: Final = "start:\n    mov eax, [esi + START_INFO_MFN_LIST]\n    mov [p2m], eax\n"
 SMALL, LARGE = 1, 11  # segments: 4 KiB and 44 KiB
 DEEP: Final = 32

@@ -20,12 +20,13 @@ from typing import Final
 
 from tools.bench_measure import Start, host, measure_start
 from tools.demo_disks import make_disk
+from xenlite.toolstack.firmware import PVGRUB32, find_firmware
 
 MENU_REACH_MS: Final = 800
 # What GRUB prints, and when; the last of them is the first line of the menu.
 MOMENTS: Final = {"first words": b"Welcome to GRUB!", "menu": b"GNU GRUB  version"}
 MENU: Final = 'set timeout=-1\nmenuentry "Power off" {\n  halt\n}\n'
-CONFIG: Final = "name: grub\nfirmware: pvgrub32\nmemory: 32\ndisk: disk.img,raw,xvda,rw\n"
+CONFIG: Final = f"name: grub\nfirmware: {PVGRUB32}\nmemory: 32\ndisk: disk.img,raw,xvda,rw\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,10 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.rounds < 1:
         parser.error("--rounds: at least 1")
+    try:
+        find_firmware(PVGRUB32)
+    except ValueError as error:
+        parser.error(str(error))
     moments = measure(options.rounds)
     if options.json:
         json.dump([asdict(one) for one in moments], sys.stdout, indent=2)

@@ -19,6 +19,7 @@ from typing import Final
 from tests.support.guest import BootedGuest, add_guest
 from tests.support.guests import SMP
 from tests.support.shared_page import SharedPage
+from tools.bench_blocks import START
 from xenlite.abi.x86_32p import SRING_REQ_PROD
 from xenlite.dom0 import ethernet, ipv4
 from xenlite.dom0.netback import MOST_AT_ONCE, NetCounters, NetRings, Offer
@@ -34,7 +35,6 @@ from xenlite.toolstack.poller import Poller
 from xenlite.toolstack.vif_config import service_mac
 
 KERNEL: Final = Path(__file__).with_name("bench_packets.s")
-_START: Final = "start:\n    mov eax, [esi + START_INFO_MFN_LIST]\n    mov [p2m], eax\n"
 RING: Final = TX_RING.slots
 TX_RING_REF, RX_RING_REF, TX_REF, RX_REF = 8, 9, 16, 16 + RING
 HEADERS: Final = ethernet.HEADER_BYTES + ipv4.HEADER_BYTES + ipv4.UDP_HEADER_BYTES
@@ -104,7 +104,7 @@ class Station:
         undo: ExitStack,
         kernel: Path = KERNEL,
     ) -> None:
-        source = SMP + _START + kernel.read_text()
+        source = SMP + START + kernel.read_text()
         guest = add_guest(
             hypervisor, source, undo, name=f"g{number}", memory_mb=GUEST_MB, defines=defines
         )
