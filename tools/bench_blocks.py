@@ -20,7 +20,7 @@ from time import perf_counter_ns
 from typing import Final
 
 from tests.support.guest import BootedGuest, add_guest
-from tests.support.guests import SMP
+from tools.bench_front import front
 from xenlite.abi.x86_32p import BLKIF_OP_READ, BLKIF_OP_WRITE
 from xenlite.dom0.blkback import BlockRing, Offer
 from xenlite.dom0.blkif import SECTOR, Disk
@@ -30,14 +30,12 @@ from xenlite.hypervisor import Hypervisor
 
 ClockNs = Callable[[], int]
 
-KERNEL: Final = Path(__file__).with_name("bench_blocks.s")
+KERNEL: Final = front(Path(__file__).with_name("bench_blocks.s"))
 PAGE: Final = 4096
 IMAGE_BYTES: Final = 64 << 20
 RING_REF, BUFFER_REF, TABLE_REF = 8, 16, 480
 CHECKED: Final = 48  # requests whose every word is added up
 _WORD: Final = 0xFFFFFFFF
-# How a frontend's kernel begins: with where the P2M list is kept.
-START: Final = "start:\n    mov eax, [esi + START_INFO_MFN_LIST]\n    mov [p2m], eax\n"
 SMALL, LARGE = 1, 11  # segments: 4 KiB and 44 KiB
 DEEP: Final = 32
 REACH_OF_FLOOR: Final = 0.25
@@ -107,7 +105,6 @@ class Run:
         self.hypervisor = Hypervisor(48 << 20)
         undo.callback(self.hypervisor.close)
         self.span = IMAGE_BYTES // (case.segments * PAGE)
-        source = SMP + START + KERNEL.read_text()
         defines = {
             "DEPTH": case.depth,
             "SEGMENTS": case.segments,
@@ -118,7 +115,7 @@ class Run:
             "INDIRECT": int(case.indirect),
             "CHECK": int(check),
         }
-        guest = add_guest(self.hypervisor, source, undo, memory_mb=8, defines=defines)
+        guest = add_guest(self.hypervisor, KERNEL, undo, memory_mb=8, defines=defines)
         self.guest: BootedGuest = guest
         guest.domain.grants.grow(2)
         self._offer(RING_REF, "ring", 0)

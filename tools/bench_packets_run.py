@@ -17,9 +17,8 @@ from time import perf_counter_ns
 from typing import Final
 
 from tests.support.guest import BootedGuest, add_guest
-from tests.support.guests import SMP
 from tests.support.shared_page import SharedPage
-from tools.bench_blocks import START
+from tools.bench_front import front
 from xenlite.abi.x86_32p import SRING_REQ_PROD
 from xenlite.dom0 import ethernet, ipv4
 from xenlite.dom0.netback import MOST_AT_ONCE, NetCounters, NetRings, Offer
@@ -34,7 +33,7 @@ from xenlite.toolstack.networks import Networks
 from xenlite.toolstack.poller import Poller
 from xenlite.toolstack.vif_config import service_mac
 
-KERNEL: Final = Path(__file__).with_name("bench_packets.s")
+KERNEL: Final = front(Path(__file__).with_name("bench_packets.s"))
 RING: Final = TX_RING.slots
 TX_RING_REF, RX_RING_REF, TX_REF, RX_REF = 8, 9, 16, 16 + RING
 HEADERS: Final = ethernet.HEADER_BYTES + ipv4.HEADER_BYTES + ipv4.UDP_HEADER_BYTES
@@ -102,11 +101,10 @@ class Station:
         template: bytes,
         defines: dict[str, int],
         undo: ExitStack,
-        kernel: Path = KERNEL,
+        kernel: str = KERNEL,
     ) -> None:
-        source = SMP + START + kernel.read_text()
         guest = add_guest(
-            hypervisor, source, undo, name=f"g{number}", memory_mb=GUEST_MB, defines=defines
+            hypervisor, kernel, undo, name=f"g{number}", memory_mb=GUEST_MB, defines=defines
         )
         self.guest: BootedGuest = guest
         self.counters = NetCounters()

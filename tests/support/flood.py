@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.support.guest import START, BootedGuest, add_guest
 from tests.support.guests import SMP, TIME, TIMER_EVENTS
 from tests.support.work_clock import WorkClock
-from tools import bench_blocks
+from tools import bench_blocks, bench_front
 from tools.bench_packets_run import BRIDGE, SMALL, Station, template
 from xenlite.abi.x86_32p import BLKIF_OP_READ
 from xenlite.dom0.blkback import BlockRing, Offer
@@ -27,7 +27,7 @@ from xenlite.hypervisor import Hypervisor
 from xenlite.toolstack.networks import Networks
 from xenlite.toolstack.poller import Poller
 
-KERNEL = Path(__file__).with_name("flood.s")
+KERNEL = SMP + bench_front.START + Path(__file__).with_name("flood.s").read_text()
 DEPTH = 32
 EVERYBODY = 0  # no station's number
 FOR_EVER = 0x7FFFFFFF
@@ -121,8 +121,7 @@ class Machine:
             "INDIRECT": 0,
             "CHECK": 0,
         }
-        source = bench_blocks.START + bench_blocks.KERNEL.read_text()
-        guest = self._add(SMP + source, defines)
+        guest = self._add(bench_blocks.KERNEL, defines)
         guest.domain.grants.grow(2)
         self._offer(guest, bench_blocks.RING_REF, "ring", 0)
         for page in range(DEPTH):
