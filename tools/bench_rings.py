@@ -38,6 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     clock_ns = process_time_ns if options.processor_time else perf_counter_ns
     asked = (options.words, options.rounds, options.scale, clock_ns)
     blocks, packets = bench_blocks.run(*asked), bench_packets.run(*asked)
+    if not blocks and not packets:
+        parser.error(f"no case has all of these words: {' '.join(options.words)}")
     if options.plot is not None:
         from tools.bench_rings_plot import draw  # matplotlib is an extra
 

@@ -100,6 +100,12 @@ def test_rings_are_measured_their_sums_agree_and_they_are_shown(
     assert all(one["requests_per_s"] > 0 < one["floor_mb_per_s"] for one in found)
 
 
+def test_words_of_no_case_are_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_main.main(["rings", "read", "ping"])
+    assert "no case has all of these words: read ping" in capsys.readouterr().err
+
+
 def test_sums_that_differ_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     image = tmp_path / "disk.img"
     image.write_bytes(Random(3).randbytes(bench_blocks.IMAGE_BYTES))
